@@ -1,0 +1,159 @@
+"""Validation shared by the public ops: one clear sentence that names the argument, what it was and what it must be.
+
+Shapes, dtypes and devices are checked everywhere. Values are checked at once on the CPU; on a GPU, and while
+torch.compile traces, by an asynchronous assert, because reading them would make the host wait.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def check_values(condition: Tensor, message: str) -> None:
+    """Raise ValueError with `message` unless the 0-d bool tensor `condition` is true."""
+    if condition.device.type == "cpu" and not torch.compiler.is_compiling():
+        if not bool(condition):
+            raise ValueError(message)
+    elif condition.device.type != "meta":
+        torch._assert_async(condition, message)
+
+
+def check_float(name: str, tensor: Tensor) -> None:
+    """`tensor` must be a floating-point tensor."""
+    if not isinstance(tensor, Tensor):
+        raise ValueError(f"{name} is {_describe(tensor)}; it must be a floating-point tensor")
+    if not tensor.is_floating_point():
+        raise ValueError(f"{name} has dtype {tensor.dtype}; it must be a floating-point tensor")
+
+
+def check_floats(like_name: str, like: Tensor, **tensors: Tensor | None) -> None:
+    """Each given tensor must be floating-point, with the shape and device of `like`."""
+    check_float(like_name, like)
+    for name, tensor in tensors.items():
+        if tensor is not None:
+            check_float(name, tensor)
+            check_shape(name, tensor, like.shape, like_name)
+            check_device(name, tensor, like_name, like)
+
+
+def check_shape(name: str, tensor: Tensor, shape: Sequence[int], like_name: str) -> None:
+    """`tensor` must have exactly `shape`, which is that of `like_name`."""
+    if not isinstance(tensor, Tensor):
+        raise ValueError(f"{name} is {_describe(tensor)}; it must be a tensor of shape {list(shape)} like {like_name}")
+    if tensor.shape != torch.Size(shape):
+        raise ValueError(f"{name} has shape {list(tensor.shape)}; it must have {list(shape)} like {like_name}")
+
+
+def check_device(name: str, tensor: Tensor, like_name: str, like: Tensor) -> None:
+    """`tensor` must be on the device of `like`."""
+    if tensor.device != like.device:
+        raise ValueError(f"{name} is on {tensor.device}; it must be on {like.device} like {like_name}")
+
+
+def check_mask(name: str, mask: Tensor | None, like_name: str, like: Tensor) -> None:
+    """`mask` must have the shape and device of `like`; bool, or 0/1 of any dtype."""
+    if mask is None:
+        return
+    check_shape(name, mask, like.shape, like_name)
+    check_device(name, mask, like_name, like)
+    if mask.dtype != torch.bool:
+        is_binary = ((mask == 0) | (mask == 1)).all()
+        check_values(is_binary, f"{name} has values other than 0 and 1; it must be bool, or 0/1")
+
+
+def check_sequences(name: str, tensor: Tensor, cu_seqlens: Tensor | None) -> int:
+    """Check that `tensor` is `[B, T]`, or packed `[N]` with a sound `cu_seqlens [B + 1]`; return B."""
+    if cu_seqlens is not None:
+        return check_packed(name, tensor, cu_seqlens)
+    if tensor.ndim != 2:
+        raise ValueError(
+            f"{name} has shape {list(tensor.shape)}; it must be [B, T], or packed [N] together with cu_seqlens"
+        )
+    return tensor.shape[0]
+
+
+def check_packed(name: str, tensor: Tensor, cu_seqlens: Tensor) -> int:
+    """Check that `tensor` is packed `[N]` with a sound `cu_seqlens [B + 1]`; return B."""
+    if tensor.ndim != 1:
+        raise ValueError(f"{name} has shape {list(tensor.shape)}; with cu_seqlens it must be packed [N]")
+    if not isinstance(cu_seqlens, Tensor) or cu_seqlens.ndim != 1 or cu_seqlens.numel() < 1:
+        raise ValueError(f"cu_seqlens is {_describe(cu_seqlens)}; it must be a 1-D tensor of B + 1 offsets")
+    if cu_seqlens.dtype not in (torch.int32, torch.int64):
+        raise ValueError(f"cu_seqlens has dtype {cu_seqlens.dtype}; it must be int32 or int64")
+    check_device("cu_seqlens", cu_seqlens, name, tensor)
+    length = tensor.shape[0]
+    check_values(cu_seqlens[0] == 0, "cu_seqlens does not start at 0; it must")
+    check_values((cu_seqlens.diff() >= 0).all(), "cu_seqlens decreases; its offsets must not")
+    check_values(cu_seqlens[-1] == length, f"cu_seqlens does not end at {length}, the length of {name}; it must")
+    return cu_seqlens.numel() - 1
+
+
+def check_per_sequence(name: str, tensor: Tensor | None, batch: int, like_name: str, like: Tensor) -> None:
+    """`tensor`, when given, must be floating-point `[B]` on the device of `like`."""
+    if tensor is None:
+        return
+    check_float(name, tensor)
+    if tensor.shape != (batch,):
+        raise ValueError(f"{name} has shape {list(tensor.shape)}; it must be [{batch}], one entry a sequence")
+    check_device(name, tensor, like_name, like)
+
+
+def check_unit_interval(name: str, value: float) -> None:
+    """`value` must be a number in [0, 1]."""
+    if not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise ValueError(f"{name} is {value!r}; it must be a number in [0, 1]")
+
+
+def check_lam(lam: float | Tensor, batch: int, like_name: str, like: Tensor) -> None:
+    """`lam` must be in [0, 1]: a number, or a tensor `[B]`."""
+    if isinstance(lam, Tensor):
+        check_per_sequence("lam", lam, batch, like_name, like)
+        check_values(((lam >= 0) & (lam <= 1)).all(), "lam has entries outside [0, 1]")
+    else:
+        check_unit_interval("lam", lam)
+
+
+def check_positive(name: str, value: float | None) -> None:
+    """`value`, when given, must be finite and greater than 0."""
+    if value is not None and not (isinstance(value, int | float) and math.isfinite(value) and value > 0):
+        raise ValueError(f"{name} is {value!r}; it must be finite and greater than 0")
+
+
+def check_finite(name: str, value: float) -> None:
+    """`value` must be a finite number."""
+    if not (isinstance(value, int | float) and math.isfinite(value)):
+        raise ValueError(f"{name} is {value!r}; it must be a finite number")
+
+
+def check_normalizer(normalizer: float | Tensor | None) -> None:
+    """`normalizer`, when given, must be a positive number or a 0-d tensor."""
+    if isinstance(normalizer, Tensor):
+        if normalizer.numel() != 1:
+            raise ValueError(f"normalizer has shape {list(normalizer.shape)}; it must be a number or a 0-d tensor")
+    else:
+        check_positive("normalizer", normalizer)
+
+
+def check_choice(name: str, value: object, options: Sequence[str]) -> None:
+    """`value` must be one of `options`."""
+    if value not in options:
+        raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(options)}")
+
+
+def check_aggregation(aggregation: str, name: str, tensor: Tensor, cu_seqlens: Tensor | None) -> None:
+    """The seq-* aggregations need sequences: the rows of `[B, T]`, or `cu_seqlens`."""
+    if cu_seqlens is not None:
+        check_packed(name, tensor, cu_seqlens)
+    elif aggregation.startswith("seq-") and tensor.ndim != 2:
+        raise ValueError(
+            f"cu_seqlens is None and {name} has shape {list(tensor.shape)}; "
+            f"aggregation {aggregation!r} needs [B, T], or packed [N] with cu_seqlens"
+        )
+
+
+def _describe(value: object) -> str:
+    return f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"

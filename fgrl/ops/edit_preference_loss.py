@@ -1,0 +1,86 @@
+"""Public op: the loss of the token reward model."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor
+
+from fgrl.backend import implementation
+from fgrl.ops import _checks
+from fgrl.types import EditPreferenceLoss
+
+
+def edit_preference_loss(
+    chosen_rewards: Tensor,
+    rejected_rewards: Tensor,
+    chosen_edits: Tensor,
+    rejected_edits: Tensor,
+    *,
+    chosen_mask: Tensor | None = None,
+    rejected_mask: Tensor | None = None,
+    reduction: Literal["sum", "mean"] = "sum",
+    unchanged_weight: float = 0.0,
+    margin: float = 0.0,
+) -> EditPreferenceLoss:
+    """Bradley-Terry loss on the edited tokens of pairs (original, minimally edited).
+
+    `-log sigmoid(S_chosen - S_rejected - margin)`, where `S` sums the rewards of a side's edited tokens, averaged
+    over pairs. Our reading of Xu et al., arXiv 2406.02756: the abstract fixes the pipeline, not the formula.
+
+    Args:
+        chosen_rewards: `[B, T1]`, rewards of the edited response, any floating dtype.
+        rejected_rewards: `[B, T0]`, rewards of the original response.
+        chosen_edits: `[B, T1]`, bool or 0/1: tokens that the edit inserted or substituted.
+        rejected_edits: `[B, T0]`, bool or 0/1: tokens that the edit deleted or substituted.
+        chosen_mask: `[B, T1]`, bool or 0/1: response tokens. Default: all. Edits outside it do not count.
+        rejected_mask: `[B, T0]`, likewise.
+        reduction: "sum" or "mean" over the edited tokens of a side; an empty set gives 0 either way.
+        unchanged_weight: weight of the mean squared reward of the kept tokens of both sides, at least 0. It pins kept
+            tokens near 0, which makes the rewards usable as they are in PPO.
+        margin: how far the chosen score has to be ahead.
+
+    Returns:
+        `EditPreferenceLoss(loss, margins)`: a 0-d loss, and `S_chosen - S_rejected` `[B]` without gradient.
+
+    Raises:
+        ValueError: a shape, dtype, device or value that does not fit, in one sentence that names the argument.
+
+    Example:
+        >>> import torch, fgrl
+        >>> rewards, edits = torch.tensor([[0.0, 3.0]]), torch.tensor([[0, 1]])
+        >>> loss, margins = fgrl.ops.edit_preference_loss(rewards, -rewards, edits, edits)
+        >>> loss.item(), margins
+        (0.002475..., tensor([6.]))
+    """
+    for side, rewards, edits, mask in (
+        ("chosen", chosen_rewards, chosen_edits, chosen_mask),
+        ("rejected", rejected_rewards, rejected_edits, rejected_mask),
+    ):
+        _checks.check_float(f"{side}_rewards", rewards)
+        if rewards.ndim != 2:
+            raise ValueError(f"{side}_rewards has shape {list(rewards.shape)}; it must be [B, T]")
+        _checks.check_mask(f"{side}_edits", edits, f"{side}_rewards", rewards)
+        _checks.check_mask(f"{side}_mask", mask, f"{side}_rewards", rewards)
+    if len(chosen_rewards) != len(rejected_rewards):
+        raise ValueError(
+            f"rejected_rewards has {len(rejected_rewards)} rows; it must have {len(chosen_rewards)} like chosen_rewards"
+        )
+    _checks.check_device("rejected_rewards", rejected_rewards, "chosen_rewards", chosen_rewards)
+    _checks.check_choice("reduction", reduction, ("sum", "mean"))
+    _checks.check_finite("margin", margin)
+    _checks.check_finite("unchanged_weight", unchanged_weight)
+    if unchanged_weight < 0:
+        raise ValueError(f"unchanged_weight is {unchanged_weight}; it must be at least 0")
+    run = implementation("edit_preference_loss", chosen_rewards.device)
+    return run(
+        chosen_rewards,
+        rejected_rewards,
+        chosen_edits,
+        rejected_edits,
+        chosen_mask=chosen_mask,
+        rejected_mask=rejected_mask,
+        reduction=reduction,
+        unchanged_weight=unchanged_weight,
+        margin=margin,
+    )

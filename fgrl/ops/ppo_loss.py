@@ -1,0 +1,90 @@
+"""Public op: the clipped PPO loss."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from fgrl.backend import implementation
+from fgrl.ops import _checks
+from fgrl.types import PPOLoss, PPOLossConfig
+
+
+def ppo_loss(
+    logprobs: Tensor,
+    old_logprobs: Tensor | None,
+    advantages: Tensor,
+    mask: Tensor | None = None,
+    *,
+    ref_logprobs: Tensor | None = None,
+    entropy: Tensor | None = None,
+    rollout_logprobs: Tensor | None = None,
+    normalizer: float | Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    config: PPOLossConfig = PPOLossConfig(),
+) -> PPOLoss:
+    """Clipped PPO loss with KL and entropy terms (Schulman et al., arXiv 1707.06347, eq. 7), per token.
+
+    The token's loss is `w * l + kl_coef * KL - entropy_coef * entropy`, with `ratio = exp(clamp(logp - old, -20, 20))`,
+    `l = max(-A * ratio, -A * clip(ratio, 1 - clip_low, 1 + clip_high))`, bounded by `-A * dual_clip` where `A < 0`,
+    and `w = min(exp(clamp(old - rollout, -20, 20)), importance_cap)`. See `PPOLossConfig`.
+
+    Args:
+        logprobs: `[B, T]`, or packed `[N]`; log-probability (nats) of each token under the policy being trained.
+        old_logprobs: same shape, under the policy at the start of the update; None is on-policy: the ratio is 1 and
+            has a gradient.
+        advantages: same shape, from `gae` or `token_advantages`; taken as constants.
+        mask: same shape, bool or 0/1: the tokens that count; may have holes. Default: all.
+        ref_logprobs: same shape, under the reference model; needed when `config.kl_coef` is not 0.
+        entropy: same shape, the policy's entropy at each token; needed when `config.entropy_coef` is not 0.
+        rollout_logprobs: same shape, as the inference engine reported them: gives the importance weight `w`.
+        normalizer: denominator of the aggregation over the *global* batch (tokens, or sequences for seq-*), so that
+            accumulation and data parallelism give the gradient of one big batch. Default: the local count.
+        cu_seqlens: `[B + 1]` offsets of packed sequences; the seq-* aggregations need it for packed tokens.
+        config: the options.
+
+    Returns:
+        `PPOLoss(loss, stats)`: a 0-d loss, and 0-d tensors on the same device. `policy_loss`, `kl` and `entropy` are
+        the three parts before their coefficients, aggregated like the loss; `clip_fraction`, `clip_fraction_lower`
+        (dual clip), `approx_kl` (mean of `old - logp`), `ratio_mean` and `ratio_max` are over the local valid tokens,
+        `tokens` their number. A fully masked batch gives loss 0 and zero gradients.
+
+    Raises:
+        ValueError: a shape, dtype, device or value that does not fit, in one sentence that names the argument.
+
+    Example:
+        >>> import torch, fgrl
+        >>> logprobs = torch.tensor([[-1.0, -2.0]], requires_grad=True)
+        >>> loss, stats = fgrl.ops.ppo_loss(logprobs, torch.tensor([[-1.0, -3.0]]), torch.tensor([[1.0, 1.0]]))
+        >>> loss.backward()
+        >>> loss.item(), stats["clip_fraction"].item(), logprobs.grad
+        (-1.100000023841858, 0.5, tensor([[-0.5000,  0.0000]]))
+    """
+    _checks.check_floats(
+        "logprobs",
+        logprobs,
+        old_logprobs=old_logprobs,
+        advantages=advantages,
+        ref_logprobs=ref_logprobs,
+        entropy=entropy,
+        rollout_logprobs=rollout_logprobs,
+    )
+    _checks.check_mask("mask", mask, "logprobs", logprobs)
+    _checks.check_aggregation(config.aggregation, "logprobs", logprobs, cu_seqlens)
+    _checks.check_normalizer(normalizer)
+    if config.kl_coef and ref_logprobs is None:
+        raise ValueError(f"ref_logprobs is None; config.kl_coef {config.kl_coef} needs it")
+    if config.entropy_coef and entropy is None:
+        raise ValueError(f"entropy is None; config.entropy_coef {config.entropy_coef} needs it")
+    run = implementation("ppo_loss", logprobs.device)
+    return run(
+        logprobs,
+        old_logprobs,
+        advantages,
+        mask,
+        ref_logprobs=ref_logprobs,
+        entropy=entropy,
+        rollout_logprobs=rollout_logprobs,
+        normalizer=normalizer,
+        cu_seqlens=cu_seqlens,
+        config=config,
+    )

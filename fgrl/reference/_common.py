@@ -1,0 +1,52 @@
+"""What several references share: the dtype of the computation, masked selection, and packed rows."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def compute_dtype(*tensors: Tensor | None) -> torch.dtype:
+    """fp64 when any of the tensors is fp64, else fp32."""
+    is_double = any(tensor is not None and tensor.dtype == torch.float64 for tensor in tensors)
+    return torch.float64 if is_double else torch.float32
+
+
+def as_mask(mask: Tensor | None, like: Tensor) -> Tensor:
+    """`mask` as bool; all true, in the shape of `like`, when there is none."""
+    if mask is None:
+        return torch.ones(like.shape, dtype=torch.bool, device=like.device)
+    return mask != 0
+
+
+def select(tensor: Tensor, mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """`tensor` where `mask` is true, 0 elsewhere: a NaN under the mask is neither seen nor differentiated."""
+    return torch.where(mask, tensor.to(dtype), torch.zeros((), dtype=dtype, device=tensor.device))
+
+
+class Rows:
+    """One row per sequence, `[B, T]`, for tensors that are padded `[B, T]` or packed `[N]` with `cu_seqlens [B + 1]`.
+
+    Packed sequences are laid into rows as long as the longest, so that one recursion over time serves both layouts.
+    """
+
+    def __init__(self, cu_seqlens: Tensor | None) -> None:
+        self.inside: Tensor | None = None
+        if cu_seqlens is not None:
+            starts, lengths = cu_seqlens[:-1].long(), cu_seqlens.diff().long()
+            longest = int(lengths.max()) if len(lengths) else 0
+            offsets = torch.arange(longest, device=cu_seqlens.device)
+            self.inside = offsets < lengths[:, None]  # [B, T]
+            self.positions = torch.where(self.inside, starts[:, None] + offsets, 0)  # [B, T]
+
+    def split(self, tensor: Tensor) -> Tensor:
+        """Packed `[N]` to `[B, T]`, with 0 past the end of a sequence; padded tensors as they are."""
+        if self.inside is None:
+            return tensor
+        if tensor.numel() == 0:
+            return tensor.new_zeros(self.inside.shape)
+        return torch.where(self.inside, tensor[self.positions], torch.zeros((), dtype=tensor.dtype, device=tensor.device))
+
+    def join(self, rows: Tensor) -> Tensor:
+        """`[B, T]` back to the layout of the input."""
+        return rows if self.inside is None else rows[self.inside]

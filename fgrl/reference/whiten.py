@@ -1,0 +1,37 @@
+"""Advantage whitening from moments, so that one small all-reduce whitens across any group."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from fgrl.reference._common import as_mask, compute_dtype, select
+from fgrl.reference.token_advantages import advantage_moments
+
+_VARIANCE_FLOOR = 1e-8
+
+
+def whiten(
+    advantages: Tensor,
+    mask: Tensor | None,
+    moments: Tensor | None = None,
+    *,
+    group: dist.ProcessGroup | None = None,
+) -> Tensor:
+    """See `fgrl.ops.whiten`.
+
+        (A_t - mean) / sqrt(var + 1e-8),   var with Bessel's correction, 0 for fewer than two tokens
+    """
+    valid = as_mask(mask, advantages)
+    if moments is None:
+        moments = advantage_moments(advantages, valid)
+    if group is not None:
+        moments = moments.clone()
+        dist.all_reduce(moments, group=group)
+    count, total, squares = moments.to(torch.float64).unbind()
+    mean = total / count.clamp(min=1)
+    variance = ((squares - total * mean) / (count - 1).clamp(min=1)).clamp(min=0)
+    dtype = compute_dtype(advantages)
+    centred = advantages.to(torch.float64) - mean
+    return select(centred * torch.rsqrt(variance + _VARIANCE_FLOOR), valid, dtype)

@@ -1,0 +1,110 @@
+"""Result types and option records shared by `fgrl.ops` and `fgrl.reference`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, get_args
+
+from torch import Tensor
+
+Aggregation = Literal["token-mean", "token-sum", "seq-mean-token-sum", "seq-mean-token-mean"]
+KLEstimator = Literal["k1", "k2", "k3", "abs", "k1+", "k2+", "k3+", "abs+"]
+
+
+class GAE(NamedTuple):
+    """Generalised advantage estimates. Both fields have the shape of `rewards`, fp32 (fp64 for fp64 input)."""
+
+    advantages: Tensor
+    returns: Tensor
+
+
+class TokenAdvantages(NamedTuple):
+    """What PPO needs of a rollout: `advantages`, `returns` and `kl` of one shape, and `moments`.
+
+    `moments` is float64 `[3]`: count, sum and sum of squares of the valid advantages, for `whiten`.
+    """
+
+    advantages: Tensor
+    returns: Tensor
+    kl: Tensor
+    moments: Tensor
+
+
+class EditPreferenceLoss(NamedTuple):
+    """`loss`: 0-d, the mean over pairs. `margins`: `[B]`, chosen minus rejected score of each pair, no gradient."""
+
+    loss: Tensor
+    margins: Tensor
+
+
+class PPOLoss(NamedTuple):
+    """`loss`: 0-d with gradient. `stats`: 0-d tensors without gradient, on the device of the loss."""
+
+    loss: Tensor
+    stats: dict[str, Tensor]
+
+
+class ValueLoss(NamedTuple):
+    """`loss`: 0-d with gradient. `stats`: 0-d tensors without gradient, on the device of the loss."""
+
+    loss: Tensor
+    stats: dict[str, Tensor]
+
+
+class LinearPPOLoss(NamedTuple):
+    """`PPOLoss` with the policy's `logprobs` (fp32, shape of `targets`, no gradient) for logging."""
+
+    loss: Tensor
+    stats: dict[str, Tensor]
+    logprobs: Tensor
+
+
+@dataclass(frozen=True)
+class PPOLossConfig:
+    """Options of `ppo_loss` and `linear_ppo_loss`.
+
+    Args:
+        clip_low: the ratio is clipped at `1 - clip_low`, in [0, 1].
+        clip_high: the ratio is clipped at `1 + clip_high`, at least 0. Larger than `clip_low` is "clip-higher"
+            (DAPO, arXiv 2503.14476).
+        dual_clip: upper bound `-A * dual_clip` of the loss of tokens with a negative advantage (arXiv 1912.09729),
+            greater than 1; None for no bound.
+        kl_coef: weight of the KL term against `ref_logprobs`, at least 0.
+        kl_estimator: "k1", "k2", "k3" or "abs" (http://joschu.net/blog/kl-approx.html), differentiated as written.
+            As a loss that is right for k2 only: k1's gradient has mean 0, k3's and "abs"'s are biased. With a "+" the
+            value stays and the gradient is k2's, whose expectation is the gradient of the KL.
+        entropy_coef: weight of the entropy bonus.
+        importance_cap: upper bound of the rollout importance weight (truncated importance sampling), greater than 0;
+            None for no bound.
+        aggregation: "token-mean", "token-sum", "seq-mean-token-sum" or "seq-mean-token-mean".
+
+    Raises:
+        ValueError: an option outside its range.
+    """
+
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    dual_clip: float | None = None
+    kl_coef: float = 0.0
+    kl_estimator: KLEstimator = "k3"
+    entropy_coef: float = 0.0
+    importance_cap: float | None = None
+    aggregation: Aggregation = "token-mean"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.clip_low <= 1:
+            raise ValueError(f"clip_low is {self.clip_low}; it must be in [0, 1]")
+        if not (self.clip_high >= 0 and math.isfinite(self.clip_high)):
+            raise ValueError(f"clip_high is {self.clip_high}; it must be finite and at least 0")
+        if self.dual_clip is not None and not self.dual_clip > 1:
+            raise ValueError(f"dual_clip is {self.dual_clip}; it must be greater than 1, or None")
+        if not (self.kl_coef >= 0 and math.isfinite(self.kl_coef)):
+            raise ValueError(f"kl_coef is {self.kl_coef}; it must be finite and at least 0")
+        if not math.isfinite(self.entropy_coef):
+            raise ValueError(f"entropy_coef is {self.entropy_coef}; it must be finite")
+        if self.importance_cap is not None and not self.importance_cap > 0:
+            raise ValueError(f"importance_cap is {self.importance_cap}; it must be greater than 0, or None")
+        for name, options in (("kl_estimator", get_args(KLEstimator)), ("aggregation", get_args(Aggregation))):
+            if getattr(self, name) not in options:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(options)}")

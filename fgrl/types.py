@@ -105,6 +105,9 @@ class PPOLossConfig:
             raise ValueError(f"entropy_coef is {self.entropy_coef}; it must be finite")
         if self.importance_cap is not None and not self.importance_cap > 0:
             raise ValueError(f"importance_cap is {self.importance_cap}; it must be greater than 0, or None")
-        for name, options in (("kl_estimator", get_args(KLEstimator)), ("aggregation", get_args(Aggregation))):
+        for name, options in (
+            ("kl_estimator", get_args(KLEstimator)),
+            ("aggregation", get_args(Aggregation)),
+        ):
             if getattr(self, name) not in options:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(options)}")

@@ -65,9 +65,7 @@ def token_advantages(
         >>> result.advantages
         tensor([[0.0000, 0.5000]])
     """
-    _checks.check_floats(
-        "values", values, token_rewards=token_rewards, logprobs=logprobs, ref_logprobs=ref_logprobs
-    )
+    _checks.check_floats("values", values, token_rewards=token_rewards, logprobs=logprobs, ref_logprobs=ref_logprobs)
     batch = _checks.check_sequences("values", values, cu_seqlens)
     _checks.check_mask("mask", mask, "values", values)
     _checks.check_per_sequence("sequence_rewards", sequence_rewards, batch, "values", values)

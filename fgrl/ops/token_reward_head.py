@@ -22,7 +22,8 @@ def token_reward_head(
         hidden: `[..., D]`, fp32, bf16 or fp16 (fp64 for oracles); rows may be strided.
         weight: `[D]` for one reward a token, or `[K, D]`.
         bias: 0-d or `[1]` for weight `[D]`; `[K]` for weight `[K, D]`.
-        norm_weight: `[D]`, puts the model's final RMSNorm in front of the head: `h / sqrt(mean(h^2) + eps) * norm_weight`.
+        norm_weight: `[D]`, puts the model's final RMSNorm in front of the head,
+            `h / sqrt(mean(h^2) + norm_eps) * norm_weight`.
         norm_eps: its epsilon, greater than 0.
 
     Returns:

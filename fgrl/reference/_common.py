@@ -45,7 +45,9 @@ class Rows:
             return tensor
         if tensor.numel() == 0:
             return tensor.new_zeros(self.inside.shape)
-        return torch.where(self.inside, tensor[self.positions], torch.zeros((), dtype=tensor.dtype, device=tensor.device))
+        return torch.where(
+            self.inside, tensor[self.positions], torch.zeros((), dtype=tensor.dtype, device=tensor.device)
+        )
 
     def join(self, rows: Tensor) -> Tensor:
         """`[B, T]` back to the layout of the input."""

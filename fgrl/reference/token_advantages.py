@@ -30,8 +30,8 @@ def token_advantages(
 ) -> TokenAdvantages:
     """See `fgrl.ops.token_advantages`.
 
-        R_t = reward_scale * clip(r_t) - kl_coef * KL_t,   plus the sequence's score on its last valid token
-        (advantages, returns) = gae(R, values)
+    R_t = reward_scale * clip(r_t) - kl_coef * KL_t,   plus the sequence's score on its last valid token
+    (advantages, returns) = gae(R, values)
     """
     dtype = compute_dtype(token_rewards, values, logprobs, ref_logprobs, sequence_rewards, bootstrap)
     valid = as_mask(mask, values)

@@ -18,8 +18,8 @@ def token_reward_head(
 ) -> Tensor:
     """See `fgrl.ops.token_reward_head`.
 
-        h'  = h / sqrt(mean(h^2) + eps) * norm_weight        (only with norm_weight)
-        r_k = w_k . h' + b_k
+    h'  = h / sqrt(mean(h^2) + eps) * norm_weight        (only with norm_weight)
+    r_k = w_k . h' + b_k
     """
     dtype = compute_dtype(hidden, weight, bias, norm_weight)
     states = hidden.to(dtype)

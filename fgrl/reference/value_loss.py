@@ -23,8 +23,8 @@ def value_loss(
 ) -> ValueLoss:
     """See `fgrl.ops.value_loss`.
 
-        clipped = clip(V, V_old - clip, V_old + clip)
-        token   = max((V - R)^2, (clipped - R)^2) / 2
+    clipped = clip(V, V_old - clip, V_old + clip)
+    token   = max((V - R)^2, (clipped - R)^2) / 2
     """
     dtype = compute_dtype(values, old_values, returns)
     valid = as_mask(mask, values)

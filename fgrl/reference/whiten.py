@@ -21,7 +21,7 @@ def whiten(
 ) -> Tensor:
     """See `fgrl.ops.whiten`.
 
-        (A_t - mean) / sqrt(var + 1e-8),   var with Bessel's correction, 0 for fewer than two tokens
+    (A_t - mean) / sqrt(var + 1e-8),   var with Bessel's correction, 0 for fewer than two tokens
     """
     valid = as_mask(mask, advantages)
     if moments is None:

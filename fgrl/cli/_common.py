@@ -1,0 +1,106 @@
+"""What every subcommand shares: usage errors, the YAML configuration file, and progress bars."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from fgrl.cli._progress import progress
+
+Item = TypeVar("Item")
+
+__all__ = ["UsageError", "add_common_arguments", "apply_config", "progress", "require"]
+
+
+class UsageError(ValueError):
+    """A command line or configuration that cannot be used: exit code 2."""
+
+
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add `--config`, `--quiet` and `--traceback` to a subcommand."""
+    parser.add_argument(
+        "--config", metavar="FILE", help="YAML file of options, named as the flags are; flags override it"
+    )
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    parser.add_argument("--traceback", action="store_true", help="show the full traceback of a failure")
+
+
+def apply_config(arguments: Sequence[str], commands: Mapping[str, argparse.ArgumentParser]) -> None:
+    """Make the options of a `--config` file the defaults of the subcommand that `arguments` name.
+
+    Keys are flag names without the dashes (`learning-rate` or `learning_rate`). An option that is required on the
+    command line is satisfied by the file.
+
+    Raises:
+        UsageError: the file cannot be read, is not a mapping, or has a key or value the command does not take.
+    """
+    if not arguments or arguments[0] not in commands:
+        return
+    parser = commands[arguments[0]]
+    path = _config_path(arguments)
+    if path is None:
+        return
+    actions = {action.dest: action for action in parser._actions if action.dest != "help"}
+    for key, value in _read_yaml(path).items():
+        action = actions.get(str(key).replace("-", "_"))
+        if action is None:
+            known = ", ".join(sorted(name for name in actions if name not in ("config", "traceback")))
+            raise UsageError(f"{path}: {key!r} is not an option of fgrl {arguments[0]}; it takes {known}")
+        parser.set_defaults(**{action.dest: _convert(path, str(key), value, action)})
+        action.required = False
+        if not action.option_strings:
+            action.nargs = "?"
+
+
+def require(module: str, extra: str) -> None:
+    """Raise one clear sentence when a package that a command needs is not installed."""
+    from importlib.util import find_spec
+
+    if find_spec(module) is None:
+        raise UsageError(f"this command needs {module}, which is not installed; pip install 'fgrl[{extra}]'")
+
+
+def _config_path(arguments: Sequence[str]) -> Path | None:
+    for index, argument in enumerate(arguments):
+        if argument.startswith("--config="):
+            return Path(argument.partition("=")[2])
+        if argument == "--config" and index + 1 < len(arguments):
+            return Path(arguments[index + 1])
+    return None
+
+
+def _read_yaml(path: Path) -> dict[Any, Any]:
+    require("yaml", "train")
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(f"--config {path} cannot be read: {' '.join(str(error).split())}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise UsageError(f"--config {path} holds a {type(content).__name__}; it must be a mapping of options")
+    return content
+
+
+def _convert(path: Path, key: str, value: Any, action: argparse.Action) -> Any:
+    """`value` as the command line would have parsed it."""
+
+    def one(item: Any) -> Any:
+        try:
+            converted = item if item is None or action.type is None else action.type(str(item))  # type: ignore[operator]
+        except (ValueError, TypeError, argparse.ArgumentTypeError) as error:
+            raise UsageError(f"{path}: {key} is {item!r}: {error}") from error
+        if action.choices is not None and converted is not None and converted not in action.choices:
+            raise UsageError(f"{path}: {key} is {item!r}; it must be one of {', '.join(map(str, action.choices))}")
+        return converted
+
+    if isinstance(value, list):
+        return [one(item) for item in value]
+    if action.nargs == 0 and not isinstance(value, bool):
+        raise UsageError(f"{path}: {key} is {value!r}; it must be true or false")
+    return value if action.nargs == 0 else one(value)

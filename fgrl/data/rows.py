@@ -1,0 +1,288 @@
+"""Raw rows of a source, one at a time: JSON lines, a JSON array, Parquet, `datasets`, or any iterable of mappings."""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import io
+import json
+import os
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Generic, Literal, TypeVar, cast
+
+OnError = Literal["raise", "skip"]
+Row = Mapping[str, Any]
+T = TypeVar("T")
+R = TypeVar("R", bound="RowReader[Any]")
+
+_JSON_SUFFIXES = (".jsonl", ".json", ".ndjson", ".jsonl.gz", ".json.gz", ".ndjson.gz")
+_MAX_ARRAY_ELEMENT = 64 * 1024 * 1024
+_KEPT_ERRORS = 10
+
+
+class RowError(ValueError):
+    """A row that cannot be used: its message names the line (or row) and the field in one sentence."""
+
+
+@dataclass(frozen=True)
+class RawRow:
+    """One row before it is checked.
+
+    Attributes:
+        number: Line of a JSON-lines file, or row of any other source; both count from 1.
+        parse: Returns the row as a mapping, or raises `ValueError` saying what is wrong with it. JSON is decoded
+            here, so that a shard never pays for the rows of another one.
+    """
+
+    number: int
+    parse: Callable[[], Row]
+
+
+class RowReader(Generic[T]):
+    """Iterates over the usable rows of `source`, as often as wanted, holding one row in memory at a time.
+
+    Blank lines are ignored. A bad row raises `RowError` (`on_error="raise"`) or is counted and passed over
+    (`on_error="skip"`); the rest of the file is never lost. Subclasses say what a usable row is in `convert`.
+
+    Attributes:
+        source: What the rows are read from.
+        skipped: Bad rows passed over in the latest iteration.
+        errors: Messages of the first of them.
+    """
+
+    def __init__(self, source: Any, *, on_error: OnError = "raise", columns: Mapping[str, str] | None = None):
+        if on_error not in ("raise", "skip"):
+            raise ValueError(f"on_error must be 'raise' or 'skip', got {on_error!r}.")
+        self.source = source
+        self.on_error = on_error
+        self.columns = dict(columns or {})
+        self.skipped = 0
+        self.errors: list[str] = []
+        self._shard = (1, 0)
+        self._spent = False
+        if isinstance(source, (str, os.PathLike)):
+            kind_of(source)  # an unknown suffix or a missing file is reported here, not at the first row
+
+    @property
+    def name(self) -> str:
+        """How messages call the source."""
+        return Path(self.source).name if isinstance(self.source, (str, os.PathLike)) else type(self.source).__name__
+
+    def shard(self: R, num_shards: int, index: int) -> R:
+        """A reader of every `num_shards`-th row, starting at row `index`; the shards of a source partition it.
+
+        Sharding a shard divides it further, so that workers can split what a process was given.
+        """
+        if num_shards < 1 or not 0 <= index < num_shards:
+            raise ValueError(f"index must be in [0, num_shards), got index {index} of {num_shards} shards.")
+        reader = self.__class__.__new__(self.__class__)
+        reader.__dict__.update(self.__dict__)
+        outer, offset = self._shard
+        reader._shard = (outer * num_shards, offset + outer * index)
+        reader.skipped, reader.errors = 0, []
+        return reader
+
+    def convert(self, row: Row, number: int) -> T:
+        """Turn a raw row into a usable one, or raise `ValueError` with what is wrong."""
+        raise NotImplementedError
+
+    def wanted(self) -> Collection[str] | None:
+        """Names of the columns that `convert` looks at; None for all of them."""
+        return None
+
+    def raw_rows(self) -> Iterator[RawRow]:
+        """The rows of this shard before they are checked."""
+        if not isinstance(self.source, (str, os.PathLike)) and iter(self.source) is self.source:
+            if self._spent:
+                raise ValueError(
+                    "source is an iterator that was already read: pass a list, a file or a dataset to read it twice."
+                )
+            self._spent = True
+        count, index = self._shard
+        for position, row in enumerate(iterate_rows(self.source, self.wanted())):
+            if position % count == index:
+                yield row
+
+    def read(self, row: RawRow) -> T | None:
+        """Check one row: the usable row, or None when it is bad and `on_error` is "skip"."""
+        try:
+            return self.convert(row.parse(), row.number)
+        except ValueError as error:
+            unit = "line" if is_lines(self.source) else "row"
+            message = f"{self.name}, {unit} {row.number}: {error}"
+            if self.on_error == "raise":
+                raise RowError(message) from error
+            self.skipped += 1
+            if len(self.errors) < _KEPT_ERRORS:
+                self.errors.append(message)
+            return None
+
+    def __iter__(self) -> Iterator[T]:
+        self.skipped, self.errors = 0, []
+        for row in self.raw_rows():
+            value = self.read(row)
+            if value is not None:
+                yield value
+
+
+def kind_of(path: str | os.PathLike[str]) -> Literal["json", "parquet"]:
+    """The format of a file, from its name.
+
+    Raises:
+        ValueError: The suffix is neither a JSON one nor `.parquet`.
+        FileNotFoundError: There is no such file.
+    """
+    name = os.fspath(path)
+    lower = name.lower()
+    if not lower.endswith((*_JSON_SUFFIXES, ".parquet")):
+        raise ValueError(f"source must end in {', '.join(_JSON_SUFFIXES)} or .parquet, got {name!r}.")
+    if not os.path.isfile(name):
+        raise FileNotFoundError(f"source {name!r} is not a file.")
+    return "parquet" if lower.endswith(".parquet") else "json"
+
+
+def is_lines(source: Any) -> bool:
+    """Whether rows of `source` are counted in lines of a file."""
+    return isinstance(source, (str, os.PathLike)) and kind_of(source) == "json" and not _is_array(source)
+
+
+def iterate_rows(source: Any, wanted: Collection[str] | None = None) -> Iterator[RawRow]:
+    """Every row of `source`, unchecked, in order. Of a Parquet file, only the `wanted` columns are read."""
+    if not isinstance(source, (str, os.PathLike)):
+        return _mapping_rows(source)
+    if kind_of(source) == "parquet":
+        return _parquet_rows(source, wanted)
+    return _array_rows(source) if _is_array(source) else _line_rows(source)
+
+
+def open_binary(path: str | os.PathLike[str]) -> BinaryIO:
+    """Open a file for reading bytes, decompressing `.gz`."""
+    if os.fspath(path).lower().endswith(".gz"):
+        return cast(BinaryIO, gzip.open(path, "rb"))
+    return open(path, "rb")
+
+
+def parse_line(line: bytes) -> Row:
+    """Decode one JSON line into a mapping, or raise `ValueError` with what is wrong."""
+    try:
+        row = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"the line is not UTF-8 ({error.reason} at byte {error.start}).") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"the line is not valid JSON ({error.msg} at column {error.colno}).") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"the line is not usable JSON ({error}).") from error
+    return _as_mapping(row)
+
+
+def _as_mapping(row: Any) -> Row:
+    if not isinstance(row, Mapping):
+        raise ValueError(f"the row must be an object with fields, got {type(row).__name__}.")
+    return row
+
+
+def _line_rows(path: str | os.PathLike[str]) -> Iterator[RawRow]:
+    with open_binary(path) as file:
+        for number, line in enumerate(file, start=1):
+            text = line.removeprefix(codecs.BOM_UTF8).strip() if number == 1 else line.strip()
+            if text:
+                yield RawRow(number, lambda text=text: parse_line(text))  # type: ignore[misc]
+
+
+def _is_array(path: str | os.PathLike[str]) -> bool:
+    if ".jsonl" in os.fspath(path).lower():
+        return False
+    with open_binary(path) as file:
+        head = file.read(4096).removeprefix(codecs.BOM_UTF8).lstrip()
+    return head.startswith(b"[")
+
+
+def _array_rows(path: str | os.PathLike[str]) -> Iterator[RawRow]:
+    """Elements of one JSON array. A syntax error in the middle of an array leaves nothing to resume at: it raises."""
+    decoder = json.JSONDecoder()
+    with io.TextIOWrapper(open_binary(path), encoding="utf-8-sig") as file:
+        buffer, at, size, number, opened = "", 0, 1 << 16, 0, False
+        while True:
+            while at < len(buffer) and (buffer[at].isspace() or buffer[at] == ("," if opened else "[")):
+                opened = opened or buffer[at] == "["
+                at += 1
+            if at < len(buffer):
+                if buffer[at] == "]":
+                    return
+                try:
+                    value, end = decoder.raw_decode(buffer, at)
+                except json.JSONDecodeError as error:
+                    problem = error.msg
+                else:
+                    number, at = number + 1, end
+                    yield RawRow(number, lambda value=value: _as_mapping(value))  # type: ignore[misc]
+                    size = 1 << 16
+                    continue
+            else:
+                problem = "the array does not end"
+            try:
+                chunk = file.read(size)
+            except UnicodeDecodeError as error:
+                raise RowError(f"{Path(path).name}, row {number + 1}: the file is not UTF-8.") from error
+            if not chunk or len(buffer) - at > _MAX_ARRAY_ELEMENT:
+                raise RowError(f"{Path(path).name}, row {number + 1}: the array is not valid JSON ({problem}).")
+            buffer, at, size = buffer[at:] + chunk, 0, size * 2  # doubling bounds the work on a long element
+
+
+def _parquet_rows(path: str | os.PathLike[str], wanted: Collection[str] | None) -> Iterator[RawRow]:
+    with parquet_file(path) as file:
+        columns = [name for name in file.schema_arrow.names if wanted is None or name in wanted]
+        number = 0
+        for batch in file.iter_batches(batch_size=256, columns=columns):
+            for row in batch.to_pylist():
+                number += 1
+                yield RawRow(number, lambda row=row: row)  # type: ignore[misc]
+
+
+def parquet_file(path: str | os.PathLike[str]) -> Any:
+    """Open a Parquet file with pyarrow.
+
+    Raises:
+        ImportError: pyarrow is not installed.
+    """
+    try:
+        import pyarrow.parquet as parquet
+    except ImportError as error:
+        raise ImportError("Parquet needs pyarrow: pip install pyarrow (it comes with `fgrl[train]`).") from error
+    return parquet.ParquetFile(path, pre_buffer=False)
+
+
+def _mapping_rows(source: Iterable[Any]) -> Iterator[RawRow]:
+    for number, row in enumerate(source, start=1):
+        yield RawRow(number, lambda row=row: _as_mapping(row))  # type: ignore[misc]
+
+
+def find_field(row: Row, field: str, aliases: tuple[str, ...], columns: Mapping[str, str]) -> tuple[str, Any] | None:
+    """The column of `row` that holds `field`, and its value; None when there is none."""
+    for name in (columns[field],) if field in columns else (field, *aliases):
+        if name in row:
+            return name, row[name]
+    return None
+
+
+def check_columns(columns: Mapping[str, str] | None, fields: tuple[str, ...]) -> None:
+    """Raise `ValueError` unless `columns` maps known field names to column names."""
+    for field, column in (columns or {}).items():
+        if field not in fields:
+            raise ValueError(f"columns maps the unknown field {field!r}: the fields are {', '.join(fields)}.")
+        if not isinstance(column, str):
+            raise ValueError(f"columns[{field!r}] must be the name of a column, got {type(column).__name__}.")
+
+
+def check_text(value: Any, field: str) -> str:
+    """`value` if it is text that can be encoded; `ValueError` naming `field` otherwise."""
+    if not isinstance(value, str):
+        raise ValueError(f"field {field!r} must be text, got {type(value).__name__}.")
+    if not value.isascii():
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ValueError(f"field {field!r} has an unpaired surrogate at character {error.start}.") from error
+    return value

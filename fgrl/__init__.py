@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from fgrl.alignment import EditAlignment, EditOp
     from fgrl.backend import use_backend
     from fgrl.models import TokenRewardModel, ValueModel
-    from fgrl.ops import PPOLossConfig, align_edits
+    from fgrl.ops import PPOLossConfig
+    from fgrl.ops.align_edits import align_edits
     from fgrl.trainer import (
         FineGrainedPPOConfig,
         FineGrainedPPOTrainer,

@@ -1,0 +1,82 @@
+// The canonical edit alignment: which of the cheapest alignments is reported, and how it becomes labels.
+//
+// Let D[i][j] be the Levenshtein distance of a[:i] and b[:j]. Walk back from (n, m) to (0, 0):
+//   1. outside a run of edits, equal tokens are kept;
+//   2. otherwise take the first of these moves that lies on a cheapest path: substitute, delete, insert; it continues
+//      the run, or opens one;
+//   3. where there is none (the tokens are equal), keep them, which ends the run.
+// Rule 1 moves edits as far left as they go; rule 2 extends a run rather than open another. Both look only at the
+// neighbours of (i, j), so every algorithm that knows D around the path gives the same labels.
+//
+// A run that covers p tokens of a and q of b costs max(p, q): its first min(p, q) tokens on each side are labelled
+// SUBSTITUTE, the rest DELETE or INSERT. No pair so substituted is equal, or a cheaper path would exist.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+namespace fgrl {
+
+enum EditOp : uint8_t { KEEP = 0, SUBSTITUTE = 1, DELETE = 2, INSERT = 3 };
+
+// One side of a pair without its common prefix and suffix: tokens[-prefix .. size + suffix) may be read.
+template <typename Token>
+struct Core {
+  const Token* tokens;
+  int64_t size;
+};
+
+// Where labels go, both filled with KEEP beforehand, indexed as the cores are.
+struct Labels {
+  uint8_t* original;
+  uint8_t* edited;
+
+  void run(int64_t i1, int64_t i2, int64_t j1, int64_t j2) const {
+    const int64_t p = i2 - i1, q = j2 - j1, both = p < q ? p : q;
+    std::memset(original + i1, SUBSTITUTE, both);
+    std::memset(edited + j1, SUBSTITUTE, both);
+    std::memset(original + i1 + both, DELETE, p - both);
+    std::memset(edited + j1 + both, INSERT, q - both);
+  }
+};
+
+// Walks the path and writes its labels. `best_edit(i, j)`, for 0 < i <= n and 0 < j <= m, is the edit that rule 2 takes
+// at (i, j), or KEEP when no edit there lies on a cheapest path. The common prefix takes part: a run that reaches its
+// end from outside slides left through it, exactly as if it had not been stripped.
+template <typename Token, typename BestEdit>
+void trace_back(Core<Token> a, Core<Token> b, int64_t prefix, const Labels& labels, BestEdit&& best_edit) {
+  int64_t i = a.size, j = b.size;
+  int64_t run_i = i, run_j = j;  // where the current run ends
+  bool in_run = false;
+  const auto close_run = [&] {
+    if (in_run) labels.run(i, run_i, j, run_j);
+    in_run = false;
+  };
+  const auto open_run = [&] {
+    if (!in_run) run_i = i, run_j = j;
+    in_run = true;
+  };
+  while (i > 0 && j > 0) {
+    const bool equal = a.tokens[i - 1] == b.tokens[j - 1];
+    const EditOp op = equal && !in_run ? KEEP : best_edit(i, j);
+    if (op == KEEP) {
+      close_run();
+      --i, --j;
+      continue;
+    }
+    open_run();
+    if (op != INSERT) --i;
+    if (op != DELETE) --j;
+  }
+  if (!in_run) {
+    while (i != j && i > -prefix && j > -prefix && a.tokens[i - 1] == b.tokens[j - 1]) --i, --j;
+  }
+  // What is left of one side is a prefix of what is left of the other: the rest of the longer one is edited.
+  if (in_run || i != j) {
+    open_run();
+    i = j = i < j ? i : j;
+    close_run();
+  }
+}
+
+}  // namespace fgrl

@@ -1,0 +1,235 @@
+"""Edit alignments: the labels, the batched result of `align_edits`, and its inputs in packed form."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from itertools import chain
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+Side = Literal["original", "edited"]
+_INTEGERS = (torch.int32, torch.int64, torch.int16, torch.int8, torch.uint8)
+
+
+class EditOp(IntEnum):
+    """What an edit did to a token. DELETE occurs on the original side only, INSERT on the edited side only."""
+
+    KEEP = 0
+    SUBSTITUTE = 1
+    DELETE = 2
+    INSERT = 3
+
+
+class Opcode(NamedTuple):
+    """One block of an alignment, in the form of difflib's opcodes and with rapidfuzz's field names.
+
+    `original[src_start:src_end]` became `edited[dest_start:dest_end]`; `tag` is "equal", "replace", "delete" or
+    "insert".
+    """
+
+    tag: str
+    src_start: int
+    src_end: int
+    dest_start: int
+    dest_end: int
+
+
+@dataclass(frozen=True, eq=False)
+class EditAlignment:
+    """The alignments of a batch of B pairs, as labels per token. All tensors are on the CPU.
+
+    Attributes:
+        distance: `[B]` int64, Levenshtein distance of each pair.
+        original_ops: `[N]` uint8, an `EditOp` for every token of the original side: KEEP, SUBSTITUTE or DELETE.
+        edited_ops: `[M]` uint8, an `EditOp` for every token of the edited side: KEEP, SUBSTITUTE or INSERT.
+        original_cu_seqlens: `[B + 1]` int64; pair i owns `original_ops[cu[i]:cu[i + 1]]`.
+        edited_cu_seqlens: `[B + 1]` int64, the same for `edited_ops`.
+    """
+
+    distance: Tensor
+    original_ops: Tensor
+    edited_ops: Tensor
+    original_cu_seqlens: Tensor
+    edited_cu_seqlens: Tensor
+
+    def __len__(self) -> int:
+        return self.distance.numel()
+
+    def opcodes(self, index: int) -> list[Opcode]:
+        """How to turn one original sequence into its edited one, as `difflib.SequenceMatcher.get_opcodes` does.
+
+        Adjacent edits form one block: "replace" where both sides are non-empty.
+
+        Args:
+            index: which pair; negative counts from the end.
+
+        Returns:
+            Blocks that cover both sequences in order.
+
+        Raises:
+            IndexError: `index` is outside the batch.
+
+        Example:
+            >>> import fgrl
+            >>> for block in fgrl.align_edits([[5, 6, 7, 8]], [[5, 9, 8]]).opcodes(0):
+            ...     print(*block)
+            equal 0 1 0 1
+            replace 1 3 1 2
+            equal 3 4 2 3
+        """
+        original = _row(self.original_ops, self.original_cu_seqlens, index)
+        edited = _row(self.edited_ops, self.edited_cu_seqlens, index)
+        return list(_blocks(original, edited))
+
+    def padded(self, side: Side, length: int | None = None) -> Tensor:
+        """The labels of one side as a matrix, padded on the right with KEEP.
+
+        Args:
+            side: "original" or "edited".
+            length: number of columns; default the longest sequence of that side.
+
+        Returns:
+            `[B, length]` uint8.
+
+        Raises:
+            ValueError: unknown side, or a sequence longer than `length`.
+        """
+        if side not in ("original", "edited"):
+            raise ValueError(f"side is {side!r}; it must be 'original' or 'edited'")
+        ops, bounds = (
+            (self.original_ops, self.original_cu_seqlens)
+            if side == "original"
+            else (self.edited_ops, self.edited_cu_seqlens)
+        )
+        lengths = bounds.diff()
+        longest = int(lengths.max()) if len(self) else 0
+        if length is None:
+            length = longest
+        elif length < longest:
+            raise ValueError(f"length is {length}; it must be at least {longest}, the longest {side} sequence")
+        padded = ops.new_zeros(len(self), length)
+        padded[torch.arange(length) < lengths[:, None]] = ops
+        return padded
+
+
+class Packed(NamedTuple):
+    """Token sequences, one after another: sequence i is `tokens[cu_seqlens[i]:cu_seqlens[i + 1]]`."""
+
+    tokens: Tensor
+    cu_seqlens: Tensor
+
+
+def pack(sequences: Any, name: str) -> Packed:
+    """One side of `align_edits` as contiguous CPU tensors; packed int32 and int64 input is not copied.
+
+    Args:
+        sequences: a list of token-id sequences (lists, NumPy arrays or 1-D tensors), or a tuple
+            `(tokens, cu_seqlens)` of two 1-D tensors or arrays.
+        name: what error messages call it.
+
+    Returns:
+        `tokens` int32 or int64, and `cu_seqlens` int64.
+
+    Raises:
+        ValueError: not such sequences.
+    """
+    if isinstance(sequences, tuple) and len(sequences) == 2 and all(hasattr(part, "dtype") for part in sequences):
+        tokens = _as_tensor(sequences[0], name)
+        return Packed(tokens, _check_bounds(_as_tensor(sequences[1], f"{name} cu_seqlens"), tokens.numel(), name))
+    if hasattr(sequences, "dtype") or isinstance(sequences, str | bytes) or not isinstance(sequences, Sequence):
+        raise ValueError(
+            f"{name} is a {type(sequences).__name__}; it must be a list of token-id sequences "
+            "or a tuple (tokens, cu_seqlens)"
+        )
+    try:
+        lengths = [len(sequence) for sequence in sequences]
+    except TypeError:
+        raise ValueError(
+            f"{name} is a flat sequence; it must be a list of token-id sequences, one for each pair"
+        ) from None
+    return Packed(_concatenate(sequences, name), torch.tensor([0, *lengths]).cumsum(0))
+
+
+def _concatenate(sequences: Sequence[Any], name: str) -> Tensor:
+    """All tokens of all sequences in one tensor."""
+    if all(type(sequence) is list or type(sequence) is tuple for sequence in sequences):
+        flat = list(chain.from_iterable(sequences))
+        try:
+            tokens = torch.tensor(flat) if flat else torch.empty(0, dtype=torch.int64)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"{name} holds something that is not a token id ({error})") from None
+        return _as_tensor(tokens, name)
+    parts = [
+        _as_tensor(s if hasattr(s, "dtype") else torch.tensor(s, dtype=None if len(s) else torch.int64), f"{name}[{i}]")
+        for i, s in enumerate(sequences)
+    ]
+    if len({part.dtype for part in parts}) > 1:
+        parts = [part.long() for part in parts]
+    return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64)
+
+
+def _as_tensor(values: Any, name: str) -> Tensor:
+    """`values`, a tensor or NumPy array, as a contiguous 1-D CPU tensor of int32 or int64."""
+    try:
+        tensor: Tensor = torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{name} is no tensor or array of token ids ({error})") from None
+    if tensor.dtype not in _INTEGERS:
+        raise ValueError(f"{name} has dtype {tensor.dtype}; it must hold integers: int32 or int64")
+    if tensor.dim() != 1:
+        raise ValueError(f"{name} has shape {list(tensor.shape)}; it must be 1-D")
+    if tensor.device.type != "cpu":
+        raise ValueError(f"{name} is on {tensor.device}; it must be on the CPU")
+    if tensor.dtype not in (torch.int32, torch.int64):
+        tensor = tensor.long()
+    return tensor.contiguous()
+
+
+def _check_bounds(bounds: Tensor, tokens: int, name: str) -> Tensor:
+    """`bounds` as int64, after checking that it is a valid `cu_seqlens` for `tokens` tokens."""
+    bounds = bounds.long()
+    if bounds.numel() == 0:
+        raise ValueError(f"{name} cu_seqlens is empty; it must have one entry more than there are sequences")
+    if torch.compiler.is_compiling():  # values are not known yet; the op checks them when it runs
+        return bounds
+    if int(bounds[0]) != 0:
+        raise ValueError(f"{name} cu_seqlens starts at {int(bounds[0])}; it must start at 0")
+    if int(bounds[-1]) != tokens:
+        raise ValueError(f"{name} cu_seqlens ends at {int(bounds[-1])}; it must end at the number of tokens, {tokens}")
+    lengths = bounds.diff()
+    if bool((lengths < 0).any()):
+        at = int((lengths < 0).nonzero()[0])
+        raise ValueError(f"{name} cu_seqlens decreases after entry {at}; it must not decrease")
+    return bounds
+
+
+def _row(ops: Tensor, bounds: Tensor, index: int) -> bytes:
+    """The labels of one sequence, a byte each."""
+    batch = bounds.numel() - 1
+    if not -batch <= index < batch:
+        raise IndexError(f"index is {index}; it must be in [{-batch}, {batch})")
+    index %= batch
+    return bytes(ops[int(bounds[index]) : int(bounds[index + 1])].tolist())
+
+
+def _blocks(original: bytes, edited: bytes) -> Iterator[Opcode]:
+    """Opcodes from the labels of both sides of a pair; kept tokens correspond in order."""
+    i = j = 0
+    while i < len(original) or j < len(edited):
+        i1, j1 = i, j
+        while i < len(original) and j < len(edited) and original[i] == edited[j] == EditOp.KEEP:
+            i, j = i + 1, j + 1
+        if i > i1:
+            yield Opcode("equal", i1, i, j1, j)
+            i1, j1 = i, j
+        while i < len(original) and original[i] != EditOp.KEEP:
+            i += 1
+        while j < len(edited) and edited[j] != EditOp.KEEP:
+            j += 1
+        if i > i1 or j > j1:
+            tag = "insert" if i == i1 else "delete" if j == j1 else "replace"
+            yield Opcode(tag, i1, i, j1, j)

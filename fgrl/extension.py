@@ -1,0 +1,23 @@
+"""The compiled extension `fgrl._C`: loaded when an op first asks for it, with the reason when it cannot be."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import import_module
+
+
+@cache
+def why_not() -> str | None:
+    """Why the C++ ops cannot run, or None when they can. Loads the extension on the first call."""
+    try:
+        import_module("fgrl._C")
+    except ModuleNotFoundError:
+        return "the extension fgrl._C is not installed (built with FGRL_SKIP_EXT=1?)"
+    except ImportError as error:
+        return f"the extension fgrl._C cannot be loaded ({error})"
+    return None
+
+
+def available() -> bool:
+    """Whether the C++ ops can run."""
+    return why_not() is None

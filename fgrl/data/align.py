@@ -22,6 +22,7 @@ class AlignedPair:
     """Both responses of one pair, tokenized and aligned.
 
     Attributes:
+        pair: The pair as read.
         original: Tokens of the original response, `n` of them.
         edited: Tokens of the edited response, `m` of them.
         original_labels: `fgrl.EditOp` code of each original token, `[n]`: KEEP, SUBSTITUTE or DELETE.
@@ -33,6 +34,7 @@ class AlignedPair:
         index: The pair's place in that batch.
     """
 
+    pair: EditedPair
     original: TokenizedText
     edited: TokenizedText
     original_labels: list[int]
@@ -90,6 +92,7 @@ class ResponseAligner:
             spans = pair.error_spans
             result.append(
                 AlignedPair(
+                    pair=pair,
                     original=original,
                     edited=edited,
                     original_labels=original_labels[index],

@@ -7,7 +7,7 @@ import gzip
 import io
 import json
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Generic, Literal, TypeVar, cast
@@ -32,12 +32,26 @@ class RawRow:
 
     Attributes:
         number: Line of a JSON-lines file, or row of any other source; both count from 1.
-        parse: Returns the row as a mapping, or raises `ValueError` saying what is wrong with it. JSON is decoded
-            here, so that a shard never pays for the rows of another one.
+        content: The bytes of a JSON line, else the row itself.
     """
 
     number: int
-    parse: Callable[[], Row]
+    content: Any
+
+    def parse(self) -> Row:
+        """The row as a mapping; `ValueError` says what is wrong with it.
+
+        JSON lines are decoded here and not before, so that a shard never pays for the rows of another one.
+        """
+        row = parse_line(self.content) if isinstance(self.content, bytes) else self.content
+        if not isinstance(row, Mapping):
+            raise ValueError(f"the row must be an object with fields, got {type(row).__name__}.")
+        return row
+
+    @property
+    def fingerprint(self) -> bytes:
+        """Bytes that are equal for equal rows."""
+        return self.content if isinstance(self.content, bytes) else repr(self.content).encode(errors="replace")
 
 
 class RowReader(Generic[T]):
@@ -164,23 +178,16 @@ def open_binary(path: str | os.PathLike[str]) -> BinaryIO:
     return open(path, "rb")
 
 
-def parse_line(line: bytes) -> Row:
-    """Decode one JSON line into a mapping, or raise `ValueError` with what is wrong."""
+def parse_line(line: bytes) -> Any:
+    """Decode one JSON line, or raise `ValueError` with what is wrong."""
     try:
-        row = json.loads(line.decode("utf-8"))
+        return json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise ValueError(f"the line is not UTF-8 ({error.reason} at byte {error.start}).") from error
     except json.JSONDecodeError as error:
         raise ValueError(f"the line is not valid JSON ({error.msg} at column {error.colno}).") from error
     except (ValueError, RecursionError) as error:
         raise ValueError(f"the line is not usable JSON ({error}).") from error
-    return _as_mapping(row)
-
-
-def _as_mapping(row: Any) -> Row:
-    if not isinstance(row, Mapping):
-        raise ValueError(f"the row must be an object with fields, got {type(row).__name__}.")
-    return row
 
 
 def _line_rows(path: str | os.PathLike[str]) -> Iterator[RawRow]:
@@ -188,7 +195,7 @@ def _line_rows(path: str | os.PathLike[str]) -> Iterator[RawRow]:
         for number, line in enumerate(file, start=1):
             text = line.removeprefix(codecs.BOM_UTF8).strip() if number == 1 else line.strip()
             if text:
-                yield RawRow(number, lambda text=text: parse_line(text))  # type: ignore[misc]
+                yield RawRow(number, text)
 
 
 def _is_array(path: str | os.PathLike[str]) -> bool:
@@ -217,7 +224,7 @@ def _array_rows(path: str | os.PathLike[str]) -> Iterator[RawRow]:
                     problem = error.msg
                 else:
                     number, at = number + 1, end
-                    yield RawRow(number, lambda value=value: _as_mapping(value))  # type: ignore[misc]
+                    yield RawRow(number, value)
                     size = 1 << 16
                     continue
             else:
@@ -238,7 +245,7 @@ def _parquet_rows(path: str | os.PathLike[str], wanted: Collection[str] | None) 
         for batch in file.iter_batches(batch_size=256, columns=columns):
             for row in batch.to_pylist():
                 number += 1
-                yield RawRow(number, lambda row=row: row)  # type: ignore[misc]
+                yield RawRow(number, row)
 
 
 def parquet_file(path: str | os.PathLike[str]) -> Any:
@@ -247,16 +254,24 @@ def parquet_file(path: str | os.PathLike[str]) -> Any:
     Raises:
         ImportError: pyarrow is not installed.
     """
+    return require_parquet().ParquetFile(path, pre_buffer=False)
+
+
+def require_parquet() -> Any:
+    """The module `pyarrow.parquet`.
+
+    Raises:
+        ImportError: pyarrow is not installed.
+    """
     try:
         import pyarrow.parquet as parquet
     except ImportError as error:
         raise ImportError("Parquet needs pyarrow: pip install pyarrow (it comes with `fgrl[train]`).") from error
-    return parquet.ParquetFile(path, pre_buffer=False)
+    return parquet
 
 
 def _mapping_rows(source: Iterable[Any]) -> Iterator[RawRow]:
-    for number, row in enumerate(source, start=1):
-        yield RawRow(number, lambda row=row: _as_mapping(row))  # type: ignore[misc]
+    return (RawRow(number, row) for number, row in enumerate(source, start=1))
 
 
 def find_field(row: Row, field: str, aliases: tuple[str, ...], columns: Mapping[str, str]) -> tuple[str, Any] | None:

@@ -1,0 +1,190 @@
+"""Loading token-classification models (one label) and tokenizers from checkpoints, GGUF files or other models."""
+
+from __future__ import annotations
+
+import copy
+import os
+from typing import TYPE_CHECKING, Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import (
+    MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING,
+    AutoConfig,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+)
+
+from fgrl.models.attention import resolve_attention
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+HEAD_NAMES = ("score", "classifier")
+_HUB_OPTIONS = (
+    "cache_dir",
+    "code_revision",
+    "force_download",
+    "local_files_only",
+    "proxies",
+    "revision",
+    "subfolder",
+    "token",
+    "trust_remote_code",
+)
+
+
+def load_token_classifier(
+    name_or_path: str | os.PathLike[str], *, attn_implementation: str | None = "auto", **kwargs: Any
+) -> tuple[PreTrainedModel, bool]:
+    """Load `AutoModelForTokenClassification` with one label from a token-classification or causal-LM checkpoint.
+
+    Args:
+        name_or_path: folder, hub name, or path of one `.gguf` file.
+        attn_implementation: see `fgrl.models.resolve_attention`.
+        **kwargs: passed to `from_pretrained` (`dtype`, `gguf_file`, `revision`, ...). Weights are read from safetensors
+            or GGUF only, unless `use_safetensors` says otherwise.
+
+    Returns:
+        The model, and whether the checkpoint had a head. A head that it had not starts at 0.
+
+    Raises:
+        ValueError: the backbone has no token-classification class, or the checkpoint has another number of labels.
+    """
+    name_or_path, gguf_file = split_gguf(name_or_path, kwargs.pop("gguf_file", None))
+    hub_options = {key: kwargs[key] for key in _HUB_OPTIONS if key in kwargs}
+    if gguf_file is not None:
+        kwargs["gguf_file"] = hub_options["gguf_file"] = gguf_file
+    else:
+        kwargs.setdefault("use_safetensors", True)
+    config = kwargs.pop("config", None)
+    if config is None:
+        config = AutoConfig.from_pretrained(name_or_path, **hub_options)
+    remote_code = kwargs.get("trust_remote_code") and "AutoModelForTokenClassification" in getattr(
+        config, "auto_map", {}
+    )
+    model_class = None if remote_code else token_class(config)
+    architectures = config.architectures or []
+    if config.num_labels != 1 and any(name.endswith("ForTokenClassification") for name in architectures):
+        raise ValueError(
+            f"{name_or_path} is a token-classification checkpoint with {config.num_labels} labels; it must have 1"
+        )
+    config.num_labels = 1
+    dtype = kwargs.get("dtype", kwargs.get("torch_dtype"))
+    if isinstance(dtype, str) and dtype != "auto":
+        dtype = getattr(torch, dtype)
+    attn_implementation = resolve_attention(
+        attn_implementation,
+        dtype if isinstance(dtype, torch.dtype) else getattr(config, "dtype", None),
+        model_class=model_class,
+    )
+    model, info = AutoModelForTokenClassification.from_pretrained(
+        name_or_path, config=config, attn_implementation=attn_implementation, output_loading_info=True, **kwargs
+    )
+    missing = [key for key in info["missing_keys"] if key.split(".")[0] in HEAD_NAMES]
+    with torch.no_grad():
+        for key in missing:
+            model.get_parameter(key).zero_()
+    return model, not any(key.endswith(".weight") for key in missing)
+
+
+def build_token_classifier(backbone: PreTrainedModel, *, share: bool) -> PreTrainedModel:
+    """The token-classification model of one label around the backbone of a model in memory; the head starts at 0.
+
+    Args:
+        backbone: a causal LM or a base model of transformers.
+        share: keep the very modules of `backbone` (both then train the same weights) instead of a copy.
+    """
+    if hasattr(backbone, "peft_config"):
+        raise ValueError(
+            "backbone carries PEFT adapters; it must be a plain model: call merge_and_unload() on it first"
+        )
+    base = backbone.base_model if share else copy.deepcopy(backbone.base_model)
+    config = copy.deepcopy(base.config)
+    model_class = token_class(config)
+    config.num_labels = 1
+    config.classifier_dropout = 0.0
+    with torch.device("meta"):
+        model = model_class(config)
+    expected = type(model.base_model)
+    if not isinstance(base, expected):
+        raise ValueError(f"backbone holds a {type(base).__name__}; {model_class.__name__} needs a {expected.__name__}")
+    setattr(model, model.base_model_prefix, base)
+    embedding = base.get_input_embeddings().weight
+    head_name = find_head(model)
+    head = getattr(model, head_name).to_empty(device=embedding.device).to(embedding.dtype)
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.zero_()
+    model.train(backbone.training)
+    return model
+
+
+def token_class(config: PretrainedConfig) -> Any:
+    """The token-classification class of transformers for `config`."""
+    if type(config) not in MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING:
+        raise ValueError(
+            f"model_type is {config.model_type!r}; it must be one for which transformers {transformers.__version__} "
+            "has a token-classification class, such as llama, qwen2, qwen3, gemma2, mistral or gpt2"
+        )
+    return MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING[type(config)]
+
+
+def find_head(model: nn.Module) -> str:
+    """Name of the attribute that holds the linear head of a token-classification model."""
+    for name in HEAD_NAMES:
+        head = getattr(model, name, None)
+        if isinstance(head, nn.Linear) and head.out_features == 1:
+            return name
+    raise ValueError(
+        f"model is a {type(model).__name__}; it must be a token-classification model with one label "
+        "(TokenRewardModel.from_backbone makes one from a causal LM)"
+    )
+
+
+def set_dropout(model: nn.Module, probability: float) -> None:
+    """Set the probability of every dropout in `model`: the layers, and the floats that attention reads."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = probability
+        for name, value in vars(module).items():
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, probability)
+
+
+def load_tokenizer(
+    name_or_path: str | os.PathLike[str], *, gguf_file: str | None = None, **kwargs: Any
+) -> PreTrainedTokenizerBase:
+    """Load a tokenizer from a folder, a hub name or one `.gguf` file, with a padding token.
+
+    A tokenizer without a padding token pads with its end-of-sequence token: padding is masked everywhere in fgrl.
+    """
+    name_or_path, gguf_file = split_gguf(name_or_path, gguf_file)
+    if gguf_file is not None:
+        kwargs["gguf_file"] = gguf_file
+    tokenizer = AutoTokenizer.from_pretrained(name_or_path, **kwargs)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def context_length(config: PretrainedConfig) -> int | None:
+    """Longest sequence the backbone was made for, where its configuration says so."""
+    length = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return length if isinstance(length, int) and length > 0 else None
+
+
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
+    """Raise `ValueError` when the tokenizer has ids that the model's embedding does not."""
+    rows = model.get_input_embeddings().weight.shape[0]
+    if 0 < rows < len(tokenizer):  # 0: sharded away by DeepSpeed
+        raise ValueError(f"the tokenizer has {len(tokenizer)} tokens; it must have at most the {rows} of the model")
+
+
+def split_gguf(name_or_path: str | os.PathLike[str], gguf_file: str | None = None) -> tuple[str, str | None]:
+    """Split the path of a `.gguf` file into the folder and the file, the way transformers wants them."""
+    path = os.fspath(name_or_path)
+    if gguf_file is None and path.endswith(".gguf"):
+        return os.path.dirname(path) or ".", os.path.basename(path)
+    return path, gguf_file

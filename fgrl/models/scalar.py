@@ -1,0 +1,232 @@
+"""A Hugging Face backbone that gives one fp32 scalar a token: what the reward and the value model share."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import os
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from fgrl.models.loading import (
+    HEAD_NAMES,
+    build_token_classifier,
+    find_head,
+    load_token_classifier,
+    set_dropout,
+)
+from fgrl.ops import token_reward_head
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+ModelT = TypeVar("ModelT", bound="TokenScalarModel")
+
+
+class TokenHead(nn.Linear):
+    """The linear head with one output of a token-classification model, read through `fgrl.ops.token_reward_head`.
+
+    Takes the place of the head in the Hugging Face model and keeps its parameters and their names, so that checkpoints,
+    PEFT, FSDP and DeepSpeed see an ordinary linear layer.
+    """
+
+    @classmethod
+    def of(cls, linear: nn.Linear) -> TokenHead:
+        """A head that holds the parameters of `linear` itself, not copies."""
+        head = cls(linear.in_features, linear.out_features, bias=linear.bias is not None, device="meta")
+        head.weight = linear.weight
+        head.bias = linear.bias
+        return head
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """hidden `[..., D]`, any float dtype -> `[..., 1]` fp32."""
+        return token_reward_head(hidden, self.weight[0], self.bias).unsqueeze(-1)
+
+
+class TokenScalarModel(nn.Module):
+    """One fp32 scalar a token from any backbone for which transformers has a token-classification class.
+
+    `self.model` is that Hugging Face model (`num_labels=1`) with its head replaced by a `TokenHead`. A `PeftModel`
+    around it works too, and `peft.get_peft_model(this, LoraConfig(...))` does.
+
+    Args:
+        model: a token-classification model with one label, or a `PeftModel` of one.
+    """
+
+    main_input_name = "input_ids"
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        install_head(model)
+        self.model = model
+        self.head_loaded = True
+
+    @classmethod
+    def from_pretrained(
+        cls: type[ModelT],
+        name_or_path: str | os.PathLike[str],
+        *,
+        attn_implementation: str | None = "auto",
+        dropout: float | None = 0.0,
+        **kwargs: Any,
+    ) -> ModelT:
+        """Load from a token-classification or a causal-LM checkpoint; a head that is not in it starts at 0.
+
+        Args:
+            name_or_path: folder, hub name, or path of one `.gguf` file.
+            attn_implementation: "auto" or a name of transformers; see `fgrl.models.resolve_attention`.
+            dropout: probability of every dropout in the model, backbone and head. 0 makes the scalars in training those
+                of evaluation; None keeps what the checkpoint's config says.
+            **kwargs: passed to transformers: `dtype`, `gguf_file`, `revision`, `device_map`, ...
+
+        Returns:
+            The model in evaluation mode. `head_loaded` says whether the checkpoint had a head.
+
+        Raises:
+            ValueError: the backbone has no token-classification class, or the checkpoint has not one label.
+        """
+        inner, head_loaded = load_token_classifier(name_or_path, attn_implementation=attn_implementation, **kwargs)
+        if dropout is not None:
+            set_dropout(inner, dropout)
+        model = cls(inner)
+        model.head_loaded = head_loaded
+        return model
+
+    @classmethod
+    def from_backbone(
+        cls: type[ModelT], backbone: PreTrainedModel | TokenScalarModel, *, share: bool = False
+    ) -> ModelT:
+        """Put a new head, all 0, on the backbone of a model in memory.
+
+        Args:
+            backbone: a causal LM, a base model, or another `TokenScalarModel`, without PEFT adapters.
+            share: False copies the backbone and turns its dropout off. True keeps the very modules: both models then
+                train the same weights, and only the new head has no dropout.
+
+        Raises:
+            ValueError: the backbone has no token-classification class, or carries adapters.
+        """
+        if isinstance(backbone, TokenScalarModel):
+            backbone = backbone.model
+        inner = build_token_classifier(backbone, share=share)
+        if not share:
+            set_dropout(inner, 0.0)
+        model = cls(inner)
+        model.head_loaded = False
+        return model
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """One scalar a token.
+
+        Args:
+            input_ids: `[B, T]` int64; or packed `[1, N]`, sequences one after the other.
+            attention_mask: `[B, T]`, 1 at real tokens; padding may be on either side. None where packed.
+            position_ids: `[B, T]`. Counted from `attention_mask` when absent. Packed sequences restart at 0, which is
+                what keeps them from attending to each other.
+            **kwargs: passed to the backbone.
+
+        Returns:
+            `[B, T]` fp32, 0 where `attention_mask` is 0.
+        """
+        return token_scalars(self.model, input_ids, attention_mask, position_ids, **kwargs)
+
+    @property
+    def config(self) -> PretrainedConfig:
+        """Configuration of the Hugging Face model."""
+        return self.model.config
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the weights."""
+        return next(self.parameters()).dtype
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """Whether activations are recomputed in the backward pass."""
+        return bool(self.model.is_gradient_checkpointing)
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
+        """Recompute activations in the backward pass."""
+        _call_first(self.model, ("activation_checkpointing_enable", "gradient_checkpointing_enable"))(
+            gradient_checkpointing_kwargs
+        )
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Keep activations for the backward pass."""
+        _call_first(self.model, ("activation_checkpointing_disable", "gradient_checkpointing_disable"))()
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
+        """Write a plain Hugging Face checkpoint: config and safetensors.
+
+        `AutoModelForTokenClassification.from_pretrained(save_directory)` loads it without fgrl. LoRA adapters are
+        merged into a copy of the weights first; `self.model.save_pretrained` writes the adapters alone.
+        """
+        model = self.model
+        if hasattr(model, "merge_and_unload"):
+            model = copy.deepcopy(model).merge_and_unload()
+        model.save_pretrained(save_directory, **kwargs)
+
+
+def install_head(model: PreTrainedModel) -> None:
+    """Replace the head of a token-classification model (or of the one in a `PeftModel`) by a `TokenHead`, in place."""
+    if hasattr(model, "get_base_model"):
+        model = model.get_base_model()
+    for name in HEAD_NAMES:
+        wrapper: Any = getattr(model, name, None)
+        if hasattr(wrapper, "modules_to_save"):  # PEFT trains a copy of the head beside the original
+            wrapper.original_module = _as_token_head(wrapper.original_module)
+            for adapter, head in wrapper.modules_to_save.items():
+                wrapper.modules_to_save[adapter] = _as_token_head(head)
+            return
+    name = find_head(model)
+    setattr(model, name, _as_token_head(getattr(model, name)))
+
+
+def _as_token_head(head: nn.Linear) -> TokenHead:
+    return head if isinstance(head, TokenHead) else TokenHead.of(head)
+
+
+def token_scalars(
+    model: nn.Module,
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    position_ids: Tensor | None = None,
+    **kwargs: Any,
+) -> Tensor:
+    """`TokenScalarModel.forward` for a bare Hugging Face model with a `TokenHead`, wrapped (DDP, FSDP, PEFT) or not.
+
+    The cache is off: transformers recognises packed position ids only without one and without an attention mask.
+    """
+    if attention_mask is not None and position_ids is None and takes_position_ids(model):
+        position_ids = attention_mask.long().cumsum(-1).sub(1).clamp(min=0)
+    if position_ids is not None:
+        kwargs["position_ids"] = position_ids
+    logits: Tensor = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **kwargs).logits
+    scalars = logits.squeeze(-1)  # [B, T]
+    return scalars if attention_mask is None else scalars.masked_fill(attention_mask == 0, 0.0)
+
+
+def takes_position_ids(model: Any) -> bool:
+    """Whether the backbone inside `model` has positions to set (ALiBi models have none)."""
+    while not hasattr(model, "base_model_prefix") and hasattr(model, "module"):
+        model = model.module
+    if hasattr(model, "get_base_model"):
+        model = model.get_base_model()
+    return "position_ids" in inspect.signature(model.base_model.forward).parameters
+
+
+def _call_first(model: nn.Module, names: tuple[str, ...]) -> Any:
+    return next(getattr(model, name) for name in names if hasattr(model, name))

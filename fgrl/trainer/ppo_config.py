@@ -1,0 +1,133 @@
+"""Options of `FineGrainedPPOTrainer`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from transformers import TrainingArguments
+
+from fgrl.types import PPOLossConfig
+
+
+@dataclass
+class FineGrainedPPOConfig(TrainingArguments):
+    """Options of `FineGrainedPPOTrainer`, on top of those of `transformers.TrainingArguments`.
+
+    One rollout takes `per_device_train_batch_size * gradient_accumulation_steps * num_mini_batches` prompts a process
+    and is used for `num_ppo_epochs * num_mini_batches` optimizer steps. `max_steps` counts optimizer steps;
+    `total_episodes` counts completions and, where given, sets `max_steps`.
+
+    Args:
+        total_episodes: number of completions to train on, over all processes.
+        num_ppo_epochs: passes over each rollout.
+        num_mini_batches: optimizer steps a pass.
+        rollout_forward_batch_size: sequences a forward pass while a rollout is scored (no gradient).
+        max_prompt_length: longest prompt, in tokens; longer ones lose their beginning.
+        max_completion_length: longest completion, in tokens.
+        temperature: sampling temperature; the log-probabilities are taken at the same one.
+        top_k: sample among the k likeliest tokens; 0 for all. Log-probabilities are of the full distribution.
+        top_p: sample among the likeliest tokens of this total probability.
+        generation_kwargs: further options of `generate`.
+        reward_level: "token" gives every token its own reward; "sequence" keeps only the one of the last token, which
+            is ordinary PPO.
+        reward_weights: one factor a reward source; default 1 each.
+        reward_scale: factor of the token rewards.
+        reward_clip: token rewards are clipped to `[-reward_clip, reward_clip]`.
+        missing_eos_penalty: subtracted from the sequence reward of a completion without an end-of-sequence token.
+        kl_coef: weight of the KL penalty inside the token rewards.
+        kl_estimator: its estimator: "k1", "k2", "k3" or "abs".
+        gamma: discount.
+        lam: trace decay of GAE.
+        bootstrap_truncated: bootstrap completions cut off at `max_completion_length` with the value model's estimate
+            instead of treating them as finished.
+        whiten_advantages: shift and scale the advantages of a rollout, over all processes, to mean 0 and variance 1.
+        clip_low: see `fgrl.ops.PPOLossConfig`, as for the next seven.
+        clip_high: upper side of the clip.
+        dual_clip: bound for negative advantages.
+        loss_kl_coef: weight of a KL term in the loss (next to, or in place of, the one in the rewards).
+        loss_kl_estimator: its estimator.
+        entropy_coef: weight of the entropy bonus.
+        aggregation: how the token losses of a batch become one number.
+        vf_coef: weight of the value loss.
+        cliprange_value: clip of the value loss; None for the plain squared error.
+        value_learning_rate: learning rate of the value model; default: `learning_rate`.
+        disable_dropout: turn all dropout off, so that the first ratio of an update is exactly 1.
+    """
+
+    _VALID_DICT_FIELDS: ClassVar[list[str]] = [*TrainingArguments._VALID_DICT_FIELDS, "generation_kwargs"]
+
+    learning_rate: float = 1e-6
+    logging_steps: float = 1
+    total_episodes: int | None = None
+    num_ppo_epochs: int = 4
+    num_mini_batches: int = 1
+    rollout_forward_batch_size: int = 64
+    max_prompt_length: int = 512
+    max_completion_length: int = 256
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    generation_kwargs: dict[str, Any] | str | None = None
+    reward_level: Literal["token", "sequence"] = "token"
+    reward_weights: list[float] | None = field(default=None)
+    reward_scale: float = 1.0
+    reward_clip: float | None = None
+    missing_eos_penalty: float | None = None
+    kl_coef: float = 0.05
+    kl_estimator: str = "k1"
+    gamma: float = 1.0
+    lam: float = 0.95
+    bootstrap_truncated: bool = False
+    whiten_advantages: bool = True
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    dual_clip: float | None = None
+    loss_kl_coef: float = 0.0
+    loss_kl_estimator: str = "k3+"
+    entropy_coef: float = 0.0
+    aggregation: str = "token-mean"
+    vf_coef: float = 0.1
+    cliprange_value: float | None = 0.2
+    value_learning_rate: float | None = None
+    disable_dropout: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in (
+            "num_ppo_epochs",
+            "num_mini_batches",
+            "rollout_forward_batch_size",
+            "max_prompt_length",
+            "max_completion_length",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.reward_level not in ("token", "sequence"):
+            raise ValueError(f"reward_level is {self.reward_level!r}; it must be 'token' or 'sequence'")
+        if self.total_episodes is not None and self.total_episodes < 1:
+            raise ValueError(f"total_episodes is {self.total_episodes}; it must be at least 1, or None")
+        self.loss_config  # noqa: B018  (its own validation names the option)
+
+    @property
+    def loss_config(self) -> PPOLossConfig:
+        """The options of `fgrl.ops.linear_ppo_loss`."""
+        return PPOLossConfig(
+            clip_low=self.clip_low,
+            clip_high=self.clip_high,
+            dual_clip=self.dual_clip,
+            kl_coef=self.loss_kl_coef,
+            kl_estimator=self.loss_kl_estimator,  # type: ignore[arg-type]
+            entropy_coef=self.entropy_coef,
+            aggregation=self.aggregation,  # type: ignore[arg-type]
+        )
+
+    @property
+    def micro_batches_per_rollout(self) -> int:
+        """Forward-backward passes for one pass over a rollout."""
+        return self.gradient_accumulation_steps * self.num_mini_batches
+
+    @property
+    def rollout_batch_size(self) -> int:
+        """Prompts a rollout, per process."""
+        return self.train_batch_size * self.micro_batches_per_rollout

@@ -1,0 +1,76 @@
+"""Fixtures that several test folders share: a tiny tokenizer and tiny random-weight models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+WORDS = (
+    "the a cat dog sat ran on under mat tree and or big small red green quickly slowly who what where is it was "
+    "capital of France Paris London sky blue teh caat dgo sattt runn matt"
+).split()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    """Tiny models are slower on many threads, and results then do not depend on how many there are."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer() -> Any:
+    """A byte-level BPE tokenizer like GPT-2's with 400 tokens, a chat template, and any text as input."""
+    transformers = pytest.importorskip("transformers")
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<pad>", "<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([" ".join(WORDS)] * 4, trainer)
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        chat_template="{% for m in messages %}<s>{{ m['role'] }} {{ m['content'] }}</s>{% endfor %}"
+        "{% if add_generation_prompt %}<s>assistant {% endif %}",
+    )
+
+
+@pytest.fixture
+def tiny_causal_lm(tiny_tokenizer: Any) -> Any:
+    """A Llama of two layers and width 32 with random weights, the same in every test."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tiny_tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=256,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+@pytest.fixture
+def tiny_checkpoint(tiny_causal_lm: Any, tiny_tokenizer: Any, tmp_path: Path) -> Path:
+    """Folder with the tiny causal LM and its tokenizer."""
+    folder = tmp_path / "tiny-lm"
+    tiny_causal_lm.save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    return folder

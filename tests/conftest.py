@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-WORDS = (
+TEXT = (
     "the a cat dog sat ran on under mat tree and or big small red green quickly slowly who what where is it was "
     "capital of France Paris London sky blue teh caat dgo sattt runn matt"
-).split()
+)
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -35,7 +35,7 @@ def tiny_tokenizer() -> Any:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator([" ".join(WORDS)] * 4, trainer)
+    tokenizer.train_from_iterator([TEXT] * 4, trainer)
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<pad>",

@@ -283,7 +283,7 @@ def test_lora_trains_adapters_and_saves_a_merged_plain_checkpoint(checkpointing:
     plain = transformers.AutoModelForTokenClassification.from_pretrained(tmp_path).eval()
     logits = plain(input_ids=ids, attention_mask=mask).logits.squeeze(-1)
     torch.testing.assert_close(logits[mask == 1], rewards[mask == 1], atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(adapted(ids, mask), rewards)  # saving left the adapters in place
+    assert gradients(adapted, ids, mask).keys() == trained.keys(), "saving must leave the adapters in place"
 
 
 def test_peft_wraps_the_whole_module_too() -> None:

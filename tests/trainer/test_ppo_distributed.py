@@ -1,0 +1,77 @@
+"""Two processes take the step that one process takes on the same prompts."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("transformers")
+
+WORKER = """
+import sys, torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from fgrl import FineGrainedPPOConfig, FineGrainedPPOTrainer
+
+checkpoint, output, batch_size = sys.argv[1], sys.argv[2], int(sys.argv[3])
+torch.set_num_threads(1)
+
+def by_id(completion_ids, **columns):
+    return [[(token % 7) / 7 for token in ids] for ids in completion_ids]
+
+args = FineGrainedPPOConfig(
+    output_dir=output, per_device_train_batch_size=batch_size, num_ppo_epochs=1, max_steps=1, optim="sgd",
+    learning_rate=1.0, max_grad_norm=0.0, lr_scheduler_type="constant", max_completion_length=6, top_k=1,
+    report_to="none", save_strategy="no", use_cpu=True, disable_tqdm=True, aggregation=sys.argv[4],
+)
+prompts = [{"prompt": text} for text in ("the cat", "a dog ran", "who", "the sky is", "red", "on a mat")]
+trainer = FineGrainedPPOTrainer(
+    AutoModelForCausalLM.from_pretrained(checkpoint), reward_model=by_id, args=args,
+    processing_class=AutoTokenizer.from_pretrained(checkpoint), train_dataset=prompts,
+)
+trainer.train()
+trainer.save_model(output)
+if trainer.accelerator.is_main_process:
+    torch.save([entry for entry in trainer.state.log_history if "reward" in entry], output + "/history.pt")
+"""
+
+
+def run(checkpoint: Path, output: Path, processes: int, aggregation: str) -> tuple[torch.Tensor, dict[str, float]]:
+    from transformers import AutoModelForCausalLM
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes)}
+    workers = []
+    for rank in range(processes):
+        place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(processes)}
+        environment = {**os.environ, **(shared | place if processes > 1 else {})}
+        command = [sys.executable, "-c", WORKER, str(checkpoint), str(output), str(6 // processes), aggregation]
+        workers.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
+    for worker in workers:
+        _, errors = worker.communicate(timeout=300)
+        assert worker.returncode == 0, errors[-2000:]
+    policy = AutoModelForCausalLM.from_pretrained(output)
+    weights = torch.cat([parameter.detach().flatten() for parameter in policy.parameters()])
+    return weights, torch.load(output / "history.pt", weights_only=True)[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("aggregation", ["token-mean", "seq-mean-token-mean"])
+def test_two_processes_take_the_step_of_one(tiny_checkpoint: Path, tmp_path: Path, aggregation: str) -> None:
+    one, one_log = run(tiny_checkpoint, tmp_path / "one", 1, aggregation)
+    two, two_log = run(tiny_checkpoint, tmp_path / "two", 2, aggregation)
+    from transformers import AutoModelForCausalLM
+
+    initial = AutoModelForCausalLM.from_pretrained(tiny_checkpoint)
+    start = torch.cat([parameter.detach().flatten() for parameter in initial.parameters()])
+    assert (one - start).norm() > 1e-3
+    assert (one - two).norm() < 1e-4 * (one - start).norm()
+    for name in ("loss", "reward", "policy_loss", "value_loss", "completion_length"):
+        assert one_log[name] == pytest.approx(two_log[name], abs=1e-4), name

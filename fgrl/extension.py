@@ -5,6 +5,8 @@ from __future__ import annotations
 from functools import cache
 from importlib import import_module
 
+import torch  # noqa: F401  (loads libtorch, which the extension is linked against)
+
 
 @cache
 def why_not() -> str | None:

@@ -3,7 +3,7 @@
 Needs torch alone; Parquet needs pyarrow, and a tokenizer is whatever `transformers` object the caller brings.
 """
 
-from fgrl.data.align import AlignedPair, ResponseAligner
+from fgrl.data.aligner import AlignedPair, ResponseAligner
 from fgrl.data.collate import PairCollator, pad_token_id
 from fgrl.data.dataset import PairDataset, StreamingPairDataset
 from fgrl.data.encode import EncodedPair, PairEncoder

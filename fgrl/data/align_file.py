@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fgrl.data.align import AlignedPair, EditUnit, ResponseAligner
+from fgrl.data.aligner import AlignedPair, EditUnit, ResponseAligner
 from fgrl.data.pairs import EditedPair, read_pairs
 from fgrl.data.rows import OnError, RawRow, RowError
 from fgrl.data.tokens import HuggingFaceTokenizer, PlainTokenizer, TextTokenizer

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fgrl.data.align import EditUnit, ResponseAligner
+from fgrl.data.aligner import EditUnit, ResponseAligner
 from fgrl.data.pairs import EditedPair
 from fgrl.data.prompts import PromptEncoder
 from fgrl.data.tokens import HuggingFaceTokenizer

@@ -20,20 +20,21 @@ _COMMANDS = {
 }
 
 
-def build_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
-    """The parser of the whole command line, and those of the subcommands by name."""
+def build_parser(command: str | None) -> tuple[argparse.ArgumentParser, argparse.ArgumentParser | None]:
+    """The parser of the whole command line, and that of the subcommand `command`, the only one with its options."""
     parser = argparse.ArgumentParser(prog="fgrl", description="Fine-grained RL from minimal edits.")
     parser.add_argument("--version", action="version", version=f"fgrl {fgrl.__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    commands = {}
+    chosen = None
     for name, home in _COMMANDS.items():
         module = import_module(home)
-        command = subparsers.add_parser(name, help=module.HELP, description=module.HELP)
-        module.add_arguments(command)
-        add_common_arguments(command)
-        command.set_defaults(run=module.run)
-        commands[name] = command
-    return parser, commands
+        subparser = subparsers.add_parser(name, help=module.HELP, description=module.HELP)
+        if name == command:
+            module.add_arguments(subparser)
+            add_common_arguments(subparser)
+            subparser.set_defaults(run=module.run)
+            chosen = subparser
+    return parser, chosen
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,9 +45,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         or configuration file that cannot be used.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    parser, commands = build_parser()
+    parser, command = build_parser(arguments[0] if arguments else None)
     try:
-        apply_config(arguments, commands)
+        if command is not None:
+            apply_config(arguments, command)
         options = parser.parse_args(arguments)
         return int(options.run(options))
     except UsageError as error:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from fgrl.cli._progress import progress
-
-Item = TypeVar("Item")
 
 __all__ = ["UsageError", "add_common_arguments", "apply_config", "progress", "require"]
 
@@ -28,8 +25,8 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--traceback", action="store_true", help="show the full traceback of a failure")
 
 
-def apply_config(arguments: Sequence[str], commands: Mapping[str, argparse.ArgumentParser]) -> None:
-    """Make the options of a `--config` file the defaults of the subcommand that `arguments` name.
+def apply_config(arguments: Sequence[str], parser: argparse.ArgumentParser) -> None:
+    """Make the options of a `--config` file the defaults of the subcommand `parser`.
 
     Keys are flag names without the dashes (`learning-rate` or `learning_rate`). An option that is required on the
     command line is satisfied by the file.
@@ -37,9 +34,6 @@ def apply_config(arguments: Sequence[str], commands: Mapping[str, argparse.Argum
     Raises:
         UsageError: the file cannot be read, is not a mapping, or has a key or value the command does not take.
     """
-    if not arguments or arguments[0] not in commands:
-        return
-    parser = commands[arguments[0]]
     path = _config_path(arguments)
     if path is None:
         return
@@ -48,7 +42,7 @@ def apply_config(arguments: Sequence[str], commands: Mapping[str, argparse.Argum
         action = actions.get(str(key).replace("-", "_"))
         if action is None:
             known = ", ".join(sorted(name for name in actions if name not in ("config", "traceback")))
-            raise UsageError(f"{path}: {key!r} is not an option of fgrl {arguments[0]}; it takes {known}")
+            raise UsageError(f"{path}: {key!r} is not an option of {parser.prog}; it takes {known}")
         parser.set_defaults(**{action.dest: _convert(path, str(key), value, action)})
         action.required = False
         if not action.option_strings:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fgrl.models.attention import resolve_attention
+    from fgrl.models.causal import load_causal_lm
     from fgrl.models.head import HiddenStates, hidden_states_and_head
     from fgrl.models.loading import load_tokenizer
     from fgrl.models.reward import TokenRewardModel
@@ -23,6 +24,7 @@ _HOMES = {
     "TokenScalarModel": "fgrl.models.scalar",
     "ValueModel": "fgrl.models.value",
     "hidden_states_and_head": "fgrl.models.head",
+    "load_causal_lm": "fgrl.models.causal",
     "load_tokenizer": "fgrl.models.loading",
     "resolve_attention": "fgrl.models.attention",
 }
@@ -34,6 +36,7 @@ __all__ = [
     "TokenScalarModel",
     "ValueModel",
     "hidden_states_and_head",
+    "load_causal_lm",
     "load_tokenizer",
     "resolve_attention",
 ]

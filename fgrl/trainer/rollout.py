@@ -52,8 +52,9 @@ class Rollout:
 
     def select(self, rows: Tensor) -> Rollout:
         """The sequences whose numbers are in `rows`."""
-        values: dict[str, Any] = {item.name: getattr(self, item.name) for item in fields(self)}
-        return Rollout(**{name: None if value is None else value[rows] for name, value in values.items()})
+        values = ((item.name, getattr(self, item.name)) for item in fields(self))
+        selected: dict[str, Any] = {name: None if value is None else value[rows] for name, value in values}
+        return Rollout(**selected)
 
 
 @torch.no_grad()

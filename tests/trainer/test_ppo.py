@@ -15,9 +15,8 @@ from fgrl import FineGrainedPPOConfig, FineGrainedPPOTrainer, TokenRewardModel, 
 from fgrl.trainer.ppo_data import RolloutSampler  # noqa: E402
 from fgrl.trainer.rollout import sample  # noqa: E402
 
-PROMPTS = [
-    {"prompt": text, "wanted": text[0]} for text in ("the cat", "a dog ran", "who", "the sky is", "red", "on a mat")
-]
+TEXTS = ("the cat", "a dog ran", "who", "the sky is", "red", "on a mat")
+PROMPTS = [{"prompt": text, "wanted": text[0]} for text in TEXTS]
 
 
 def count_letters(prompts: Any, completions: list[str], **columns: Any) -> list[float]:

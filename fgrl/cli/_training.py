@@ -1,0 +1,132 @@
+"""What `fgrl train-reward` and `fgrl train-ppo` share: from flags to a training configuration, and where to resume."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from fgrl.cli._common import UsageError
+
+ConfigT = TypeVar("ConfigT")
+
+RENAMED = {  # flag -> field of the configuration, where the names differ
+    "out": "output_dir",
+    "epochs": "num_train_epochs",
+    "batch_size": "per_device_train_batch_size",
+    "eval_batch_size": "per_device_eval_batch_size",
+    "gradient_accumulation": "gradient_accumulation_steps",
+    "cpu": "use_cpu",
+}
+
+
+def add_run_arguments(parser: argparse.ArgumentParser, config_name: str) -> argparse._ArgumentGroup:
+    """Add the options of the training run itself; return their group, for a command to add its own."""
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="where the model is written")
+    parser.add_argument("--column", action="append", metavar="FIELD=NAME", help="column of a field: prompt=instruction")
+    run = parser.add_argument_group("the run")
+    run.add_argument("--batch-size", type=int, help="sequences or pairs a device and micro-batch (default: 8)")
+    run.add_argument("--eval-batch-size", type=int, help="the same in evaluation (default: 8)")
+    run.add_argument("--gradient-accumulation", type=int, help="micro-batches a step (default: 1)")
+    run.add_argument("--max-steps", type=int, help="optimizer steps instead of epochs")
+    run.add_argument("--max-prompt-length", type=int, help="tokens of the prompt; longer ones lose their beginning")
+    run.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), help="of the weights")
+    run.add_argument("--bf16", action="store_true", default=None, help="mixed precision")
+    run.add_argument("--cpu", action="store_true", default=None, help="train on the CPU even where there is a GPU")
+    run.add_argument("--gradient-checkpointing", action="store_true", default=None, help="less memory, more time")
+    run.add_argument("--attn-implementation", default="auto", help='"auto" (default) or a name of transformers')
+    run.add_argument("--lora-rank", type=int, help="train adapters of this rank instead of all weights")
+    run.add_argument("--seed", type=int, help="default: 42")
+    run.add_argument("--eval-steps", type=int, help="evaluate every so many steps")
+    run.add_argument("--save-steps", type=int, help="checkpoint every so many steps (default: never)")
+    run.add_argument("--logging-steps", type=int, help="log every so many steps")
+    run.add_argument("--resume", action="store_true", help="continue from the last checkpoint in --out")
+    run.add_argument("--overwrite", action="store_true", help="write into a folder that is not empty")
+    run.add_argument(
+        "--set", action="append", metavar="NAME=VALUE", help=f"any other field of {config_name}, value as YAML"
+    )
+    return run
+
+
+def check_out(args: argparse.Namespace) -> None:
+    """Raise UsageError where `--out` holds files and neither `--overwrite` nor `--resume` is given."""
+    if os.path.isdir(args.out) and os.listdir(args.out) and not (args.overwrite or args.resume):
+        raise UsageError(f"--out {args.out} is not empty: name another folder, or add --overwrite or --resume")
+
+
+def build_config(config: type[ConfigT], args: argparse.Namespace, defaults: Mapping[str, Any]) -> ConfigT:
+    """The configuration dataclass, from `defaults`, then the flags that were given, then `--set`.
+
+    Raises:
+        UsageError: an option that the configuration refuses.
+    """
+    fields = {field.name for field in dataclasses.fields(config) if field.init}  # type: ignore[arg-type]
+    options: dict[str, Any] = {
+        "report_to": "none",
+        "save_strategy": "no" if args.save_steps is None else "steps",
+        "disable_tqdm": args.quiet or not sys.stderr.isatty(),
+        **defaults,
+    }
+    for flag, value in vars(args).items():
+        field = RENAMED.get(flag, flag)
+        if field in fields and value is not None:
+            options[field] = value
+    options.update(_parse_settings(args.set, fields, config.__name__))
+    try:
+        return config(**options)
+    except (ValueError, TypeError) as error:
+        raise UsageError(" ".join(str(error).split())) from error
+
+
+def parse_columns(options: list[str] | None) -> dict[str, str]:
+    """`["prompt=instruction"]` -> `{"prompt": "instruction"}`."""
+    columns = {}
+    for option in options or []:
+        field, separator, name = option.partition("=")
+        if not separator or not field or not name:
+            raise UsageError(f"--column {option} must be FIELD=NAME, such as prompt=instruction")
+        columns[field] = name
+    return columns
+
+
+def lora_config(rank: int | None) -> Any:
+    """A LoRA configuration on all linear layers, or None."""
+    if not rank:
+        return None
+    from fgrl.cli._common import require
+
+    require("peft", "train")
+    from peft import LoraConfig
+
+    return LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear")
+
+
+def last_checkpoint(args: argparse.Namespace) -> str | None:
+    """The checkpoint to resume from, or None without `--resume`."""
+    if not args.resume:
+        return None
+    from transformers.trainer_utils import get_last_checkpoint
+
+    checkpoint = get_last_checkpoint(args.out) if os.path.isdir(args.out) else None
+    if checkpoint is None:
+        raise UsageError(f"--resume found no checkpoint in {args.out}: run with --save-steps first")
+    return str(checkpoint)
+
+
+def _parse_settings(settings: list[str] | None, fields: set[str], config_name: str) -> dict[str, Any]:
+    import yaml
+
+    parsed = {}
+    for setting in settings or []:
+        name, separator, value = setting.partition("=")
+        name = name.strip().replace("-", "_")
+        if not separator or name not in fields:
+            raise UsageError(f"--set {setting} must be NAME=VALUE with a field of {config_name}")
+        try:
+            parsed[name] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UsageError(f"--set {setting} is not YAML: {' '.join(str(error).split())}") from error
+    return parsed

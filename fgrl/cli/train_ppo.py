@@ -1,0 +1,134 @@
+"""`fgrl train-ppo`: fine-grained PPO of a causal LM against a token reward model and reward functions."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+from typing import TYPE_CHECKING, Any
+
+from fgrl.cli._common import UsageError, require
+from fgrl.cli._training import (
+    add_run_arguments,
+    build_config,
+    check_out,
+    last_checkpoint,
+    lora_config,
+    parse_columns,
+)
+
+if TYPE_CHECKING:
+    from fgrl.trainer import FineGrainedPPOConfig, FineGrainedPPOTrainer
+
+NAME = "train-ppo"
+HELP = "train a language model with PPO on token-level rewards"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `fgrl train-ppo`."""
+    parser.add_argument("source", help='prompts: .jsonl, .json, .ndjson (also .gz) or .parquet with a "prompt" a row')
+    parser.add_argument("--model", required=True, help="causal LM to train: name, folder or .gguf")
+    parser.add_argument("--reward-model", action="append", metavar="MODEL", help="token reward model; may be repeated")
+    parser.add_argument(
+        "--reward-function",
+        action="append",
+        metavar="MODULE:FUNCTION",
+        help="function called as TRL calls its reward functions; may be repeated",
+    )
+    parser.add_argument("--ref-model", metavar="MODEL", help="reference of the KL (default: the model as it starts)")
+    parser.add_argument("--value-model", metavar="MODEL", help="value model to start from (default: the model)")
+    parser.add_argument("--eval", metavar="FILE", help="prompts to sample from in evaluation")
+
+    run = add_run_arguments(parser, "FineGrainedPPOConfig")
+    run.add_argument("--total-episodes", type=int, help="completions to train on; sets the number of steps")
+    run.add_argument("--learning-rate", type=float, help="of the policy (default: 1e-6)")
+    run.add_argument("--value-learning-rate", type=float, help="of the value model (default: the policy's)")
+
+    method = parser.add_argument_group("the method")
+    method.add_argument("--reward-level", choices=("token", "sequence"), help="every token's reward, or the last one's")
+    method.add_argument("--reward-scale", type=float, help="factor of the token rewards (default: 1)")
+    method.add_argument("--reward-clip", type=float, help="bound of the token rewards (default: none)")
+    method.add_argument("--kl-coef", type=float, help="weight of the KL penalty in the rewards (default: 0.05)")
+    method.add_argument("--kl-estimator", choices=("k1", "k2", "k3", "abs"), help="its estimator (default: k1)")
+    method.add_argument("--num-ppo-epochs", type=int, help="passes over each rollout (default: 4)")
+    method.add_argument("--num-mini-batches", type=int, help="optimizer steps a pass (default: 1)")
+    method.add_argument("--gamma", type=float, help="discount (default: 1)")
+    method.add_argument("--lam", type=float, help="trace decay of GAE (default: 0.95)")
+    method.add_argument("--max-completion-length", type=int, help="longest completion in tokens (default: 256)")
+    method.add_argument("--temperature", type=float, help="of sampling (default: 1)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train, evaluate where there are prompts for it, and write the policy, with the value model below it."""
+    require("transformers", "train")
+    from fgrl.trainer import FineGrainedPPOConfig
+
+    check_out(args)
+    if not args.reward_model and not args.reward_function:
+        raise UsageError("there is no reward: name a --reward-model or a --reward-function")
+    config = build_config(FineGrainedPPOConfig, args, {"eval_strategy": "steps" if args.eval_steps else "no"})
+    trainer = _trainer(args, config)
+    result = trainer.train(resume_from_checkpoint=last_checkpoint(args))
+    metrics = dict(result.metrics)
+    if trainer.eval_dataset is not None:
+        metrics.update(trainer.evaluate())
+    trainer.save_model(args.out)
+    if trainer.is_world_process_zero():
+        _report(trainer, metrics, args.out)
+    return 0
+
+
+def _trainer(args: argparse.Namespace, config: FineGrainedPPOConfig) -> FineGrainedPPOTrainer:
+    from transformers import PrinterCallback
+
+    from fgrl.data import read_prompts
+    from fgrl.models import TokenRewardModel, ValueModel, load_causal_lm, load_tokenizer
+    from fgrl.trainer import FineGrainedPPOTrainer
+    from fgrl.trainer.reward_sources import check_same_vocabulary
+
+    loading: dict[str, Any] = {"attn_implementation": args.attn_implementation}
+    if args.dtype is not None:
+        loading["dtype"] = args.dtype
+    tokenizer = load_tokenizer(args.model)
+    rewards: list[Any] = []
+    for name in args.reward_model or []:
+        check_same_vocabulary(tokenizer, load_tokenizer(name))
+        rewards.append(TokenRewardModel.from_pretrained(name, **loading))
+    rewards += [_load_function(name) for name in args.reward_function or []]
+    columns = parse_columns(args.column)
+    trainer = FineGrainedPPOTrainer(
+        load_causal_lm(args.model, **loading),
+        ref_model=load_causal_lm(args.ref_model, **loading) if args.ref_model else None,
+        reward_model=rewards,
+        value_model=ValueModel.from_pretrained(args.value_model, **loading) if args.value_model else None,
+        args=config,
+        processing_class=tokenizer,
+        train_dataset=read_prompts(args.source, columns=columns),
+        eval_dataset=read_prompts(args.eval, columns=columns) if args.eval else None,
+        peft_config=lora_config(args.lora_rank),
+    )
+    if args.quiet:
+        trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def _load_function(name: str) -> Any:
+    module, separator, function = name.partition(":")
+    if not separator:
+        raise UsageError(f"--reward-function {name} must be MODULE:FUNCTION")
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise UsageError(f"--reward-function {name} cannot be loaded: {error}") from error
+
+
+def _report(trainer: FineGrainedPPOTrainer, metrics: dict[str, Any], out: str) -> None:
+    history = [entry for entry in trainer.state.log_history if "reward" in entry]
+    with open(os.path.join(out, "metrics.json"), "w", encoding="utf-8") as file:
+        json.dump({"final": metrics, "history": trainer.state.log_history}, file, indent=2)
+    for label, entry in (("first rollout", history[:1]), ("last rollout", history[-1:])):
+        for values in entry:
+            shown = ("reward", "kl_per_sequence", "completion_length", "entropy")
+            print(f"{label:14}" + "  ".join(f"{name} {values[name]:.4f}" for name in shown if name in values))
+    print(f"policy in {out}, its value model in {os.path.join(out, 'value_model')}")

@@ -27,7 +27,8 @@ class PairCollator:
 
     Packed: the same keys with shape `[1, N]`, all sequences end to end, and `position_ids` `[1, N]` int64 that restart
     at 0 with each, and `cu_seqlens` `[2B + 1]` int32. `attention_mask` is None there, because Hugging Face models
-    separate packed sequences by their position ids only when they are given no mask.
+    separate packed sequences by their position ids only when they get no mask; call them with `use_cache=False`,
+    since a cache has the same effect as a mask.
 
     Args:
         pad_token_id: Fills `input_ids` where `attention_mask` is 0; any token of the vocabulary will do

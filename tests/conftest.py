@@ -1,10 +1,13 @@
-"""Fixtures that several test folders share: a tiny tokenizer and tiny random-weight models."""
+"""Fixtures for all tests: seeds, poisoned memory, one thread; and a tiny tokenizer and tiny random-weight models."""
 
 from __future__ import annotations
 
+import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -18,6 +21,26 @@ TEXT = (
 def one_thread() -> None:
     """Tiny models are slower on many threads, and results then do not depend on how many there are."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def fixed_seeds() -> None:
+    """Each test draws the same numbers whatever ran before it."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory() -> Iterator[None]:
+    """Fresh memory (`torch.empty` and its relatives, from Python and from C++) holds NaN, or the largest integer.
+
+    PyTorch does this in its deterministic mode, so an op that reads what it never wrote cannot pass by luck.
+    """
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture(scope="session")

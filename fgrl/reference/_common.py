@@ -37,17 +37,13 @@ class Rows:
             longest = int(lengths.max()) if len(lengths) else 0
             offsets = torch.arange(longest, device=cu_seqlens.device)
             self.inside = offsets < lengths[:, None]  # [B, T]
-            self.positions = torch.where(self.inside, starts[:, None] + offsets, 0)  # [B, T]
+            self.positions = torch.where(self.inside, starts[:, None] + offsets, cu_seqlens[-1])  # [B, T]
 
     def split(self, tensor: Tensor) -> Tensor:
         """Packed `[N]` to `[B, T]`, with 0 past the end of a sequence; padded tensors as they are."""
         if self.inside is None:
             return tensor
-        if tensor.numel() == 0:
-            return tensor.new_zeros(self.inside.shape)
-        return torch.where(
-            self.inside, tensor[self.positions], torch.zeros((), dtype=tensor.dtype, device=tensor.device)
-        )
+        return torch.cat([tensor, tensor.new_zeros(1)])[self.positions]
 
     def join(self, rows: Tensor) -> Tensor:
         """`[B, T]` back to the layout of the input."""

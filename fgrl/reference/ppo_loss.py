@@ -38,8 +38,8 @@ def ppo_loss(
     valid = as_mask(mask, logprobs)
 
     logp = select(logprobs, valid, dtype)
-    old = logp.detach() if old_logprobs is None else select(old_logprobs, valid, dtype)
-    advantage = select(advantages, valid, dtype)
+    old = logp.detach() if old_logprobs is None else select(old_logprobs.detach(), valid, dtype)
+    advantage = select(advantages.detach(), valid, dtype)
     log_ratio = (logp - old).clamp(-_LOG_RATIO_BOUND, _LOG_RATIO_BOUND)
     ratio = log_ratio.exp()
 
@@ -57,7 +57,7 @@ def ppo_loss(
 
     kl = torch.zeros_like(logp)
     if ref_logprobs is not None:
-        kl = _kl_term(logp, select(ref_logprobs, valid, dtype), ratio, config.kl_estimator)
+        kl = _kl_term(logp, select(ref_logprobs.detach(), valid, dtype), ratio, config.kl_estimator)
     bonus = torch.zeros_like(logp) if entropy is None else select(entropy, valid, dtype)
 
     def aggregate(values: Tensor) -> Tensor:
@@ -128,7 +128,8 @@ def aggregate_tokens(
     else:
         total, local_count = values.sum(), mask.sum()
     if isinstance(normalizer, Tensor):
-        return total / torch.where(normalizer == 0, 1, normalizer)
+        denominator = normalizer.reshape(()).to(total.dtype)
+        return total / torch.where(denominator == 0, 1, denominator)
     if normalizer is not None:
         return total / normalizer
     return total if aggregation == "token-sum" else total / local_count.clamp(min=1)
@@ -150,4 +151,4 @@ def _kl_term(logp: Tensor, ref: Tensor, ratio: Tensor, estimator: KLEstimator) -
     if not estimator.endswith("+"):
         return value
     carrier = kl_value(logp, ref, "k2")
-    return ratio.detach() * (value.detach() + carrier - carrier.detach())
+    return ratio.detach() * (value.detach() + (carrier - carrier.detach()))

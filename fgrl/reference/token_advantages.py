@@ -45,7 +45,8 @@ def token_advantages(
         rewards = reward_scale * rewards
     if logprobs is not None and ref_logprobs is not None:
         kl = kl_value(select(logprobs, valid, dtype), select(ref_logprobs, valid, dtype), kl_estimator)
-        rewards = rewards - kl_coef * kl
+        if kl_coef:  # k3 can overflow, and 0 * inf is NaN
+            rewards = rewards - kl_coef * kl
     if sequence_rewards is not None:
         rows = Rows(cu_seqlens)
         is_last = rows.join(_last_valid(rows.split(valid)))

@@ -24,6 +24,7 @@ def whiten(
     (A_t - mean) / sqrt(var + 1e-8),   var with Bessel's correction, 0 for fewer than two tokens
     """
     valid = as_mask(mask, advantages)
+    selected = select(advantages, valid, torch.float64)
     if moments is None:
         moments = advantage_moments(advantages, valid)
     if group is not None:
@@ -32,6 +33,4 @@ def whiten(
     count, total, squares = moments.to(torch.float64).unbind()
     mean = total / count.clamp(min=1)
     variance = ((squares - total * mean) / (count - 1).clamp(min=1)).clamp(min=0)
-    dtype = compute_dtype(advantages)
-    centred = advantages.to(torch.float64) - mean
-    return select(centred * torch.rsqrt(variance + _VARIANCE_FLOOR), valid, dtype)
+    return select((selected - mean) * torch.rsqrt(variance + _VARIANCE_FLOOR), valid, compute_dtype(advantages))

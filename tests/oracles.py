@@ -1,0 +1,320 @@
+"""Every op once more as scalar loops over Python floats, written from the design and not from the implementation.
+
+An oracle sees a batch as flat float64 arrays and a list of *sequences*: the flat indices of each sequence's valid
+tokens, in order (`sequences_of`). Padding, packing and holes are then the same thing, so no oracle can get the
+masks wrong, and none shares a line with `fgrl`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+Array = Any  # a float64 numpy array
+Sequences = list[list[int]]
+
+
+def flat(tensor: torch.Tensor | None) -> Array:
+    """The values of a tensor as a flat float64 array."""
+    return None if tensor is None else tensor.detach().to(torch.float64).reshape(-1).numpy().copy()
+
+
+def sequences_of(shape: Sequence[int], mask: torch.Tensor | None = None, cu_seqlens: Any = None) -> Sequences:
+    """Flat indices of the valid tokens of each row of `[B, T]`, or of each sequence of packed `[N]`."""
+    total = math.prod(shape)
+    if cu_seqlens is None:
+        width = shape[-1]
+        bounds = [(row * width, (row + 1) * width) for row in range(shape[0])]
+    else:
+        edges = [int(edge) for edge in cu_seqlens]
+        bounds = list(zip(edges[:-1], edges[1:], strict=True))
+    valid = [True] * total if mask is None else [bool(flag) for flag in mask.reshape(-1).tolist()]
+    return [[index for index in range(start, end) if valid[index]] for start, end in bounds]
+
+
+def central_difference(function: Callable[[Array], float], point: Array, step: float = 1e-6) -> Array:
+    """Gradient of a scalar function of a flat array, two evaluations an element."""
+    gradient = np.zeros_like(point)
+    for index in range(point.size):
+        above, below = point.copy(), point.copy()
+        above[index] += step
+        below[index] -= step
+        gradient[index] = (function(above) - function(below)) / (2 * step)
+    return gradient
+
+
+def token_reward_head(hidden: Array, weight: Array, bias: Array = None, norm_weight: Array = None, eps: float = 1e-6):
+    """`hidden [N, D]`, `weight [K, D]` -> `[N, K]`."""
+    rewards = np.zeros((hidden.shape[0], weight.shape[0]))
+    for n, row in enumerate(hidden):
+        scale = 1.0
+        if norm_weight is not None:
+            scale = 1.0 / math.sqrt(sum(float(x) * float(x) for x in row) / len(row) + eps)
+        for k, head in enumerate(weight):
+            total = 0.0 if bias is None else float(bias[k])
+            for d in range(len(row)):
+                gain = 1.0 if norm_weight is None else float(norm_weight[d])
+                total += float(row[d]) * scale * gain * float(head[d])
+            rewards[n, k] = total
+    return rewards
+
+
+def log_sigmoid(x: float) -> float:
+    return -math.log1p(math.exp(-x)) if x >= 0 else x - math.log1p(math.exp(x))
+
+
+def edit_preference_loss(
+    sides: Sequence[tuple[Array, Sequences, set[int]]],
+    reduction: str = "sum",
+    unchanged_weight: float = 0.0,
+    margin: float = 0.0,
+) -> tuple[float, list[float]]:
+    """`sides`: rewards, response tokens and edited indices, of the chosen and then of the rejected responses."""
+    losses, margins = [], []
+    for pair in range(len(sides[0][1])):
+        scores, squares = [], []
+        for rewards, sequences, edits in sides:
+            edited = [float(rewards[t]) for t in sequences[pair] if t in edits]
+            squares += [float(rewards[t]) ** 2 for t in sequences[pair] if t not in edits]
+            scores.append(sum(edited) / (max(len(edited), 1) if reduction == "mean" else 1))
+        margins.append(scores[0] - scores[1])
+        penalty = sum(squares) / len(squares) if squares else 0.0
+        losses.append(-log_sigmoid(margins[-1] - margin) + unchanged_weight * penalty)
+    return sum(losses) / max(len(losses), 1), margins
+
+
+def gae(
+    rewards: Array, values: Array, sequences: Sequences, gamma: float, lam: Sequence[float], bootstrap: Sequence[float]
+) -> tuple[Array, Array]:
+    """The textbook double sum, quadratic in the length: `A_t = sum_k (gamma lam)^k delta_{t+k}`."""
+    advantages, returns = np.zeros_like(rewards), np.zeros_like(rewards)
+    for row, tokens in enumerate(sequences):
+        after = [float(values[t]) for t in tokens] + [float(bootstrap[row])]
+        deltas = [float(rewards[t]) + gamma * after[i + 1] - after[i] for i, t in enumerate(tokens)]
+        for i, t in enumerate(tokens):
+            advantages[t] = sum((gamma * lam[row]) ** k * delta for k, delta in enumerate(deltas[i:]))
+            returns[t] = advantages[t] + float(values[t])
+    return advantages, returns
+
+
+def kl_value(estimator: str, logprob: float, ref: float) -> float:
+    difference = logprob - ref
+    name = estimator.rstrip("+")
+    if name == "k1":
+        return difference
+    if name == "k2":
+        return difference**2 / 2
+    if name == "k3":
+        return math.exp(-difference) + difference - 1
+    return abs(difference)
+
+
+def kl_slope(estimator: str, logprob: float, ref: float) -> float:
+    """Derivative of the *loss term* by logprob; a `+` suffix takes k2's."""
+    difference = logprob - ref
+    if estimator.endswith("+") or estimator == "k2":
+        return difference
+    if estimator == "k1":
+        return 1.0
+    if estimator == "k3":
+        return 1 - math.exp(-difference)
+    return math.copysign(1.0, difference) if difference else 0.0
+
+
+def token_advantages(
+    token_rewards: Array,
+    values: Array,
+    logprobs: Array,
+    ref_logprobs: Array,
+    sequences: Sequences,
+    sequence_rewards: Sequence[float] | None = None,
+    reward_scale: float = 1.0,
+    reward_clip: float | None = None,
+    kl_coef: float = 0.0,
+    kl_estimator: str = "k1",
+    gamma: float = 1.0,
+    lam: Sequence[float] = (),
+    bootstrap: Sequence[float] = (),
+) -> tuple[Array, Array, Array, list[float]]:
+    shaped, kl = np.zeros_like(token_rewards), np.zeros_like(token_rewards)
+    for row, tokens in enumerate(sequences):
+        for t in tokens:
+            reward = float(token_rewards[t])
+            if reward_clip is not None:
+                reward = max(-reward_clip, min(reward_clip, reward))
+            kl[t] = kl_value(kl_estimator, float(logprobs[t]), float(ref_logprobs[t]))
+            shaped[t] = reward_scale * reward - kl_coef * kl[t]
+        if tokens and sequence_rewards is not None:
+            shaped[tokens[-1]] += float(sequence_rewards[row])
+    advantages, returns = gae(shaped, values, sequences, gamma, lam, bootstrap)
+    valid = [float(advantages[t]) for tokens in sequences for t in tokens]
+    return advantages, returns, kl, [float(len(valid)), math.fsum(valid), math.fsum(a * a for a in valid)]
+
+
+def aggregate(terms: Array, sequences: Sequences, aggregation: str, normalizer: float | None) -> float:
+    """Sum the per-token terms as `aggregation` says. A sequence without a valid token is no sequence."""
+    used = [tokens for tokens in sequences if tokens]
+    if aggregation in ("token-mean", "token-sum"):
+        total = math.fsum(float(terms[t]) for tokens in used for t in tokens)
+        count = sum(len(tokens) for tokens in used) if aggregation == "token-mean" else 1
+    else:
+        per_sequence = [math.fsum(float(terms[t]) for t in tokens) for tokens in used]
+        if aggregation == "seq-mean-token-mean":
+            per_sequence = [s / len(tokens) for s, tokens in zip(per_sequence, used, strict=True)]
+        total, count = math.fsum(per_sequence), len(used)
+    if normalizer is not None:
+        count = normalizer
+    return total / count if count else 0.0
+
+
+def weight_of_token(sequences: Sequences, aggregation: str, normalizer: float | None, size: int) -> Array:
+    """What a token's term is multiplied with in `aggregate`."""
+    weights = np.zeros(size)
+    for tokens in sequences:
+        for t in tokens:
+            unit = np.zeros(size)
+            unit[t] = 1.0
+            weights[t] = aggregate(unit, sequences, aggregation, normalizer)
+    return weights
+
+
+def policy_token(
+    logprob: float, old: float | None, advantage: float, clip_low: float, clip_high: float, dual_clip: float | None
+) -> dict[str, float]:
+    """Loss, slope and flags of one token's clipped surrogate."""
+    on_policy = old is None
+    ratio = 1.0 if on_policy else math.exp(max(-20.0, min(20.0, logprob - old)))
+    inside = on_policy or -20.0 <= logprob - old <= 20.0
+    unclipped = -advantage * ratio
+    clipped = -advantage * min(max(ratio, 1 - clip_low), 1 + clip_high)
+    loss, slope, is_clipped, is_lower = unclipped, -advantage * ratio * inside, clipped > unclipped, False
+    if is_clipped:
+        loss, slope = clipped, 0.0
+    if advantage < 0 and dual_clip is not None and loss > -advantage * dual_clip:
+        loss, slope, is_lower = -advantage * dual_clip, 0.0, True
+    return {"loss": loss, "slope": slope, "ratio": ratio, "clipped": float(is_clipped), "lower": float(is_lower)}
+
+
+def ppo_loss(
+    logprobs: Array,
+    old: Array,
+    advantages: Array,
+    sequences: Sequences,
+    ref: Array = None,
+    entropy: Array = None,
+    rollout: Array = None,
+    normalizer: float | None = None,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    dual_clip: float | None = None,
+    kl_coef: float = 0.0,
+    kl_estimator: str = "k3",
+    entropy_coef: float = 0.0,
+    importance_cap: float | None = None,
+    aggregation: str = "token-mean",
+) -> dict[str, Any]:
+    """Loss, gradient by logprobs and by entropy, and the statistics."""
+    size = logprobs.size
+    policy, kl, slopes, ratios, clipped, lower = (np.zeros(size) for _ in range(6))
+    entropies = np.zeros(size) if entropy is None else entropy
+    log_ratio = np.zeros(size)
+    for tokens in sequences:
+        for t in tokens:
+            before = None if old is None else float(old[t])
+            token = policy_token(float(logprobs[t]), before, float(advantages[t]), clip_low, clip_high, dual_clip)
+            weight = 1.0
+            if rollout is not None:
+                behaviour = float(logprobs[t]) if before is None else before
+                weight = math.exp(max(-20.0, min(20.0, behaviour - float(rollout[t]))))
+                weight = weight if importance_cap is None else min(weight, importance_cap)
+            policy[t], slopes[t], ratios[t] = weight * token["loss"], weight * token["slope"], token["ratio"]
+            clipped[t], lower[t] = token["clipped"], token["lower"]
+            log_ratio[t] = -math.log(token["ratio"])
+            if ref is not None:
+                # The "+" estimators carry the importance weight of the update, which is the ratio.
+                carried = token["ratio"] if kl_estimator.endswith("+") else 1.0
+                kl[t] = carried * kl_value(kl_estimator, float(logprobs[t]), float(ref[t]))
+                slopes[t] += kl_coef * carried * kl_slope(kl_estimator, float(logprobs[t]), float(ref[t]))
+    weights = weight_of_token(sequences, aggregation, normalizer, size)
+    valid = [t for tokens in sequences for t in tokens]
+
+    def mean(terms: Array) -> float:
+        return aggregate(terms, sequences, "token-mean", None)
+
+    parts = {name: aggregate(x, sequences, aggregation, normalizer) for name, x in
+             (("policy_loss", policy), ("kl", kl), ("entropy", entropies))}  # fmt: skip
+    return {
+        "loss": parts["policy_loss"] + kl_coef * parts["kl"] - entropy_coef * parts["entropy"],
+        "logprobs_gradient": weights * slopes,
+        "entropy_gradient": -entropy_coef * weights,
+        "stats": parts
+        | {
+            "clip_fraction": mean(clipped),
+            "clip_fraction_lower": mean(lower),
+            "approx_kl": mean(log_ratio),
+            "ratio_mean": mean(ratios),
+            "ratio_max": max((float(ratios[t]) for t in valid), default=0.0),
+            "tokens": float(len(valid)),
+        },
+    }
+
+
+def value_loss(
+    values: Array,
+    old: Array,
+    returns: Array,
+    sequences: Sequences,
+    clip: float | None = 0.2,
+    normalizer: float | None = None,
+    aggregation: str = "token-mean",
+) -> tuple[float, Array, float]:
+    """Loss, gradient by values, clipped fraction: `0.5 max((v - R)^2, (clip(v, old +- clip) - R)^2)`."""
+    terms, slopes, clipped = np.zeros(values.size), np.zeros(values.size), np.zeros(values.size)
+    for tokens in sequences:
+        for t in tokens:
+            value, target = float(values[t]), float(returns[t])
+            terms[t], slopes[t] = 0.5 * (value - target) ** 2, value - target
+            if clip is not None and old is not None:
+                near = max(float(old[t]) - clip, min(float(old[t]) + clip, value))
+                if 0.5 * (near - target) ** 2 > terms[t]:
+                    terms[t], slopes[t], clipped[t] = 0.5 * (near - target) ** 2, 0.0, 1.0
+    weights = weight_of_token(sequences, aggregation, normalizer, values.size)
+    loss = aggregate(terms, sequences, aggregation, normalizer)
+    return loss, weights * slopes, aggregate(clipped, sequences, "token-mean", None)
+
+
+def moments_of(advantages: Array, sequences: Sequences) -> list[float]:
+    valid = [float(advantages[t]) for tokens in sequences for t in tokens]
+    return [float(len(valid)), math.fsum(valid), math.fsum(a * a for a in valid)]
+
+
+def linear_logprobs(
+    hidden: Array,
+    weight: Array,
+    targets: Sequence[int],
+    bias: Array = None,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    valid: Sequence[bool] | None = None,
+) -> tuple[Array, Array]:
+    """`hidden [N, D]`, `weight [V, D]` -> log-probability of the target and entropy, in nats, each `[N]`."""
+    logprobs, entropies = np.zeros(hidden.shape[0]), np.zeros(hidden.shape[0])
+    for n in range(hidden.shape[0]):
+        if valid is not None and not valid[n]:
+            continue
+        logits = []
+        for v in range(weight.shape[0]):
+            logit = math.fsum(float(h) * float(w) for h, w in zip(hidden[n], weight[v], strict=True))
+            logit += 0.0 if bias is None else float(bias[v])
+            if softcap is not None:
+                logit = softcap * math.tanh(logit / softcap)
+            logits.append(logit / temperature)
+        top = max(logits)
+        log_normalizer = top + math.log(math.fsum(math.exp(x - top) for x in logits))
+        logprobs[n] = logits[targets[n]] - log_normalizer
+        entropies[n] = -math.fsum(math.exp(x - log_normalizer) * (x - log_normalizer) for x in logits)
+    return logprobs, entropies

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from transformers import Trainer
 
 from fgrl.data import PairCollator, pad_token_id
+from fgrl.models.adapters import with_adapters
 from fgrl.models.loading import check_vocabulary, context_length, load_tokenizer
 from fgrl.models.packing import check_packing
 from fgrl.models.reward import TokenRewardModel
@@ -92,7 +92,7 @@ class TokenRewardTrainer(Trainer):
             check_vocabulary(processing_class, inner)
         self._max_length = min(args.max_length, context_length(inner.config) or args.max_length)
         if peft_config is not None:
-            inner = _with_adapters(inner, peft_config)
+            inner = with_adapters(inner, peft_config)
         if data_collator is None:
             pad = 0 if processing_class is None else pad_token_id(processing_class)
             data_collator = PairCollator(pad, packed=args.packed, pad_to_multiple_of=args.pad_to_multiple_of)
@@ -215,11 +215,3 @@ class TokenRewardTrainer(Trainer):
 
 def _codes(side: Side) -> Tensor:
     return side.mask.to(torch.uint8) + 2 * side.edits + 4 * side.errors
-
-
-def _with_adapters(model: PreTrainedModel, peft_config: PeftConfig) -> PreTrainedModel:
-    from peft import get_peft_model
-
-    peft_config = copy.copy(peft_config)
-    peft_config.task_type = "TOKEN_CLS"  # PEFT then trains and saves the head as well
-    return get_peft_model(model, peft_config)

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from fgrl.data import PromptEncoder, read_prompts
 from fgrl.models import ValueModel
+from fgrl.models.adapters import with_adapters
 from fgrl.models.loading import set_dropout
 from fgrl.trainer.actor_critic import ActorCritic, step_normalizer
 from fgrl.trainer.ppo_config import FineGrainedPPOConfig
@@ -297,11 +298,9 @@ def _rows(dataset: Any, name: str) -> Any:
 
 
 def _with_adapters(model: Any, value_model: ValueModel, peft_config: Any) -> tuple[Any, ValueModel]:
-    from peft import TaskType, get_peft_model
+    from peft import get_peft_model
 
-    value_config = copy.deepcopy(peft_config)
-    value_config.task_type = TaskType.TOKEN_CLS
-    return get_peft_model(model, peft_config), ValueModel(get_peft_model(value_model.model, value_config))
+    return get_peft_model(model, peft_config), ValueModel(with_adapters(value_model.model, peft_config))
 
 
 def _load_weights(module: Any, folder: Path) -> None:

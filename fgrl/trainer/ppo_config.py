@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 from transformers import TrainingArguments
 
-from fgrl.types import PPOLossConfig
+from fgrl.types import KLEstimator, PPOLossConfig
 
 
 @dataclass
@@ -103,6 +103,17 @@ class FineGrainedPPOConfig(TrainingArguments):
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("gamma", "lam"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be in [0, 1]")
+        if not self.temperature > 0:
+            raise ValueError(f"temperature is {self.temperature}; it must be greater than 0")
+        if self.kl_coef < 0:
+            raise ValueError(f"kl_coef is {self.kl_coef}; it must be at least 0")
+        if self.kl_estimator not in get_args(KLEstimator):
+            raise ValueError(
+                f"kl_estimator is {self.kl_estimator!r}; it must be one of {', '.join(get_args(KLEstimator))}"
+            )
         if self.reward_level not in ("token", "sequence"):
             raise ValueError(f"reward_level is {self.reward_level!r}; it must be 'token' or 'sequence'")
         if self.total_episodes is not None and self.total_episodes < 1:

@@ -1,0 +1,92 @@
+"""`fgrl train-ppo` end to end on a tiny model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("transformers")
+pytest.importorskip("yaml")
+
+from fgrl import TokenRewardModel
+from fgrl.cli import main
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in ("the cat", "a dog", "who")))
+    return path
+
+
+def command(prompts: Path, model: Path, out: Path, *extra: str) -> list[str]:
+    fixed = ["--cpu", "--quiet", "--max-steps", "2", "--num-ppo-epochs", "1", "--batch-size", "3"]
+    return ["train-ppo", str(prompts), "--model", str(model), "--out", str(out), "--max-completion-length", "4"] + [
+        *fixed,
+        *extra,
+    ]
+
+
+def test_trains_with_a_reward_model_and_writes_policy_and_metrics(
+    prompts: Path, tiny_checkpoint: Path, tiny_causal_lm: Any, tiny_tokenizer: Any, tmp_path: Path, capsys: Any
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    reward = tmp_path / "reward"
+    TokenRewardModel.from_backbone(tiny_causal_lm).save_pretrained(reward)
+    tiny_tokenizer.save_pretrained(reward)
+    out = tmp_path / "out"
+    assert main(command(prompts, tiny_checkpoint, out, "--reward-model", str(reward), "--eval", str(prompts))) == 0
+    AutoModelForCausalLM.from_pretrained(out)
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert "eval_reward" in metrics["final"]
+    assert "last rollout" in capsys.readouterr().out
+    assert main(command(prompts, tiny_checkpoint, out, "--reward-model", str(reward))) == 2  # not empty
+    assert "--overwrite" in capsys.readouterr().err
+
+
+def test_reward_function_by_name(prompts: Path, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    (tmp_path / "my_rewards.py").write_text(
+        "def length(completions, **columns):\n    return [1.0] * len(completions)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    options = ["--reward-function", "my_rewards:length", "--set", "vf_coef=0.5", "--lora-rank", "2"]
+    assert main(command(prompts, tiny_checkpoint, tmp_path / "out", *options)) == 0
+    history = json.loads((tmp_path / "out" / "metrics.json").read_text())["history"]
+    assert history[0]["reward/length"] == 1.0
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ([], "there is no reward"),
+        (["--reward-function", "nowhere"], "MODULE:FUNCTION"),
+        (["--reward-function", "nowhere:f"], "cannot be loaded"),
+        (["--reward-function", "math:sqrt", "--set", "nonsense=1"], "--set nonsense=1"),
+        (["--reward-function", "math:sqrt", "--gamma", "2"], "gamma"),
+        (["--reward-function", "math:sqrt", "--resume"], "found no checkpoint"),
+    ],
+    ids=lambda value: " ".join(value) or "none" if isinstance(value, list) else "",
+)
+def test_usage_errors_exit_2(
+    prompts: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: Any, options: list[str], message: str
+) -> None:
+    assert main(command(prompts, tiny_checkpoint, tmp_path / "out", *options)) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_reward_model_of_another_vocabulary_fails(
+    prompts: Path, tiny_checkpoint: Path, tiny_causal_lm: Any, tiny_tokenizer: Any, tmp_path: Path, capsys: Any
+) -> None:
+    import copy
+
+    other = copy.deepcopy(tiny_tokenizer)
+    other.add_tokens(["<extra>"])
+    reward = tmp_path / "reward"
+    TokenRewardModel.from_backbone(tiny_causal_lm).save_pretrained(reward)
+    other.save_pretrained(reward)
+    assert main(command(prompts, tiny_checkpoint, tmp_path / "out", "--reward-model", str(reward))) == 1
+    assert "another vocabulary" in capsys.readouterr().err

@@ -7,6 +7,7 @@ masks wrong, and none shares a line with `fgrl`.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -31,7 +32,7 @@ def sequences_of(shape: Sequence[int], mask: torch.Tensor | None = None, cu_seql
         bounds = [(row * width, (row + 1) * width) for row in range(shape[0])]
     else:
         edges = [int(edge) for edge in cu_seqlens]
-        bounds = list(zip(edges[:-1], edges[1:], strict=True))
+        bounds = list(itertools.pairwise(edges))
     valid = [True] * total if mask is None else [bool(flag) for flag in mask.reshape(-1).tolist()]
     return [[index for index in range(start, end) if valid[index]] for start, end in bounds]
 

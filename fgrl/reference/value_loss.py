@@ -28,11 +28,11 @@ def value_loss(
     """
     dtype = compute_dtype(values, old_values, returns)
     valid = as_mask(mask, values)
-    value, target = select(values, valid, dtype), select(returns, valid, dtype)
+    value, target = select(values, valid, dtype), select(returns.detach(), valid, dtype)
     error = (value - target).square()
     is_clipped = torch.zeros_like(valid)
     if clip is not None and old_values is not None:
-        old = select(old_values, valid, dtype)
+        old = select(old_values.detach(), valid, dtype)
         clipped_error = (torch.maximum(torch.minimum(value, old + clip), old - clip) - target).square()
         is_clipped = clipped_error > error
         error = torch.where(is_clipped, clipped_error, error)

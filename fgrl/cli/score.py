@@ -10,11 +10,11 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from fgrl.cli._common import UsageError, progress, require
+from fgrl.cli._models import load_reward_model
 from fgrl.cli.train_reward import parse_columns
 
 if TYPE_CHECKING:
     from fgrl.cli._scoring import ResponseReader, ScoredRow, ScoredSide
-    from fgrl.models import TokenRewardModel
     from fgrl.trainer.reward_metrics import RewardMetrics
 
 NAME = "score"
@@ -104,11 +104,11 @@ def _scored_rows(args: argparse.Namespace, reader: ResponseReader, metrics: Rewa
 
     from fgrl.cli._scoring import score_rows
     from fgrl.data import PairEncoder
-    from fgrl.models.loading import check_vocabulary, context_length, load_tokenizer
+    from fgrl.models.loading import context_length
 
-    tokenizer = load_tokenizer(args.tokenizer or args.model)
-    model = _load(args)
-    check_vocabulary(tokenizer, model.model)
+    model, tokenizer = load_reward_model(
+        args.model, args.tokenizer, dtype=args.dtype, attn_implementation=args.attn_implementation
+    )
     if not model.head_loaded:
         print(
             f"fgrl: {args.model} has no reward head, so that every reward is 0; fgrl train-reward makes one",
@@ -119,17 +119,6 @@ def _scored_rows(args: argparse.Namespace, reader: ResponseReader, metrics: Rewa
     encoder = PairEncoder(tokenizer, max_length=max_length, edit_unit=args.edit_unit)
     rows = progress(islice(reader, args.limit), desc="score", unit="rows", quiet=args.quiet)
     return score_rows(model, encoder, rows, batch_size=args.batch_size, metrics=metrics)
-
-
-def _load(args: argparse.Namespace) -> TokenRewardModel:
-    from fgrl.models import TokenRewardModel
-
-    try:
-        return TokenRewardModel.from_pretrained(
-            args.model, dtype=args.dtype, attn_implementation=args.attn_implementation
-        )
-    except OSError as error:
-        raise UsageError(f"--model {args.model} cannot be loaded: {' '.join(str(error).split())}") from error
 
 
 def _print_row(row: ScoredRow, *, colour: bool) -> None:

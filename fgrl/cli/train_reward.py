@@ -9,6 +9,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from fgrl.cli._common import UsageError, require
+from fgrl.cli._models import load_reward_model
 
 if TYPE_CHECKING:
     from fgrl.trainer import TokenRewardConfig, TokenRewardTrainer
@@ -49,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `fgrl train-reward`."""
     parser.add_argument("source", help="edited pairs: .jsonl, .json, .ndjson (also .gz) or .parquet")
     parser.add_argument("--model", required=True, help="causal LM or reward model to start from: name, folder or .gguf")
+    parser.add_argument("--tokenizer", help="its tokenizer (default: the model's)")
     parser.add_argument("--out", required=True, metavar="FOLDER", help="where the reward model is written")
     parser.add_argument("--eval", metavar="FILE", help="held-out edited pairs")
     parser.add_argument("--column", action="append", metavar="FIELD=NAME", help="column of a field: prompt=instruction")
@@ -125,8 +127,16 @@ def _trainer(args: argparse.Namespace) -> TokenRewardTrainer:
         from peft import LoraConfig
 
         peft_config = LoraConfig(r=args.lora_rank, lora_alpha=2 * args.lora_rank, target_modules="all-linear")
+    model, tokenizer = load_reward_model(
+        args.model, args.tokenizer, attn_implementation=config.attn_implementation, **(config.model_init_kwargs or {})
+    )
     trainer = TokenRewardTrainer(
-        args.model, config, train_dataset=train, eval_dataset=held_out, peft_config=peft_config
+        model,
+        config,
+        train_dataset=train,
+        eval_dataset=held_out,
+        processing_class=tokenizer,
+        peft_config=peft_config,
     )
     if args.quiet:
         trainer.remove_callback(PrinterCallback)

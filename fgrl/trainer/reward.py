@@ -81,7 +81,7 @@ class TokenRewardTrainer(Trainer):
     ) -> None:
         args = args if args is not None else TokenRewardConfig("token-reward-model")
         if isinstance(model, (str, os.PathLike)):
-            options: dict[str, Any] = dict(args.model_init_kwargs or {})  # type: ignore[arg-type]  # parsed by now
+            options = dict(args.model_init_kwargs or {})
             if processing_class is None:
                 processing_class = load_tokenizer(model, gguf_file=options.get("gguf_file"))
             model = TokenRewardModel.from_pretrained(model, attn_implementation=args.attn_implementation, **options)

@@ -51,9 +51,7 @@ class TokenRewardConfig(TrainingArguments):
     shuffle_buffer: int = field(default=4096, metadata={"help": "Rows among which a streamed file is shuffled."})
     on_error: Literal["raise", "skip"] = field(default="raise", metadata={"help": '"raise" or "skip" at a bad row.'})
     attn_implementation: str | None = field(default="auto", metadata={"help": '"auto" or a name of transformers.'})
-    model_init_kwargs: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "JSON, for from_pretrained."}
-    )
+    model_init_kwargs: dict[str, Any] | None = field(default=None, metadata={"help": "JSON, for from_pretrained."})
 
     _VALID_DICT_FIELDS: ClassVar[list[str]] = [*TrainingArguments._VALID_DICT_FIELDS, "model_init_kwargs"]
 

@@ -194,7 +194,7 @@ def _schema(records: list[Record]) -> Any:
 
     messages = bool(records) and isinstance(records[0]["prompt"], list)
     turn = pa.struct([("role", pa.string()), ("content", pa.string())])
-    ranges, labels, flags = pa.list_(pa.list_(pa.int64())), pa.list_(pa.uint8()), pa.list_(pa.bool_())
+    ranges, labels = pa.list_(pa.list_(pa.int64())), pa.list_(pa.uint8())
     span = pa.struct([("start", pa.int64()), ("end", pa.int64())])
     bounds = [(name, pa.int64()) for name in ("i1", "i2", "j1", "j2")]
     ids = [(f"{side}_ids", pa.list_(pa.int64())) for side in ("original", "edited")]
@@ -213,9 +213,9 @@ def _schema(records: list[Record]) -> Any:
             ("edited_offsets", ranges),
             ("original_labels", labels),
             ("edited_labels", labels),
-            ("original_edits", flags),
-            ("edited_edits", flags),
-            ("original_errors", flags),
+            ("original_edits", labels),
+            ("edited_edits", labels),
+            ("original_errors", labels),
             *(ids if records and "original_ids" in records[0] else []),
         ]
     )

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fgrl.types import PPOLossConfig
+
 
 def check_values(condition: Tensor, message: str) -> None:
     """Raise ValueError with `message` unless the 0-d bool tensor `condition` is true."""
@@ -30,14 +32,18 @@ def check_float(name: str, tensor: Tensor) -> None:
         raise ValueError(f"{name} has dtype {tensor.dtype}; it must be a floating-point tensor")
 
 
-def check_floats(like_name: str, like: Tensor, **tensors: Tensor | None) -> None:
-    """Each given tensor must be floating-point, with the shape and device of `like`."""
+def check_floats(like_name: str, like: Tensor, **tensors: Tensor) -> None:
+    """Each of the tensors must be floating-point, with the shape and device of `like`."""
     check_float(like_name, like)
     for name, tensor in tensors.items():
-        if tensor is not None:
-            check_float(name, tensor)
-            check_shape(name, tensor, like.shape, like_name)
-            check_device(name, tensor, like_name, like)
+        check_float(name, tensor)
+        check_shape(name, tensor, like.shape, like_name)
+        check_device(name, tensor, like_name, like)
+
+
+def check_optional_floats(like_name: str, like: Tensor, **tensors: Tensor | None) -> None:
+    """`check_floats` of those that are not None."""
+    check_floats(like_name, like, **{name: tensor for name, tensor in tensors.items() if tensor is not None})
 
 
 def check_shape(name: str, tensor: Tensor, shape: Sequence[int], like_name: str) -> None:
@@ -117,9 +123,9 @@ def check_lam(lam: float | Tensor, batch: int, like_name: str, like: Tensor) -> 
         check_unit_interval("lam", lam)
 
 
-def check_positive(name: str, value: float | None) -> None:
-    """`value`, when given, must be finite and greater than 0."""
-    if value is not None and not (isinstance(value, int | float) and math.isfinite(value) and value > 0):
+def check_positive(name: str, value: float) -> None:
+    """`value` must be finite and greater than 0."""
+    if not (isinstance(value, int | float) and math.isfinite(value) and value > 0):
         raise ValueError(f"{name} is {value!r}; it must be finite and greater than 0")
 
 
@@ -130,12 +136,19 @@ def check_finite(name: str, value: float) -> None:
 
 
 def check_normalizer(normalizer: float | Tensor | None) -> None:
-    """`normalizer`, when given, must be a positive number or a 0-d tensor."""
+    """`normalizer`, when given, must be a positive number, or a 0-d tensor of at least 0 (a fully masked batch)."""
     if isinstance(normalizer, Tensor):
         if normalizer.numel() != 1:
             raise ValueError(f"normalizer has shape {list(normalizer.shape)}; it must be a number or a 0-d tensor")
-    else:
+        check_values((normalizer >= 0).all(), "normalizer is negative or NaN; it must be a count")
+    elif normalizer is not None:
         check_positive("normalizer", normalizer)
+
+
+def check_config(config: PPOLossConfig) -> None:
+    """`config` must be a `PPOLossConfig`, which has checked its own fields."""
+    if not isinstance(config, PPOLossConfig):
+        raise ValueError(f"config is {_describe(config)}; it must be a PPOLossConfig")
 
 
 def check_choice(name: str, value: object, options: Sequence[str]) -> None:
@@ -145,9 +158,11 @@ def check_choice(name: str, value: object, options: Sequence[str]) -> None:
 
 
 def check_aggregation(aggregation: str, name: str, tensor: Tensor, cu_seqlens: Tensor | None) -> None:
-    """The seq-* aggregations need sequences: the rows of `[B, T]`, or `cu_seqlens`."""
+    """`tensor` must be `[B, T]` or packed `[N]`, the latter with `cu_seqlens` for the seq-* aggregations."""
     if cu_seqlens is not None:
         check_packed(name, tensor, cu_seqlens)
+    elif tensor.ndim not in (1, 2):
+        raise ValueError(f"{name} has shape {list(tensor.shape)}; it must be [B, T], or packed [N]")
     elif aggregation.startswith("seq-") and tensor.ndim != 2:
         raise ValueError(
             f"cu_seqlens is None and {name} has shape {list(tensor.shape)}; "

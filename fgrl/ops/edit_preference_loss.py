@@ -60,6 +60,7 @@ def edit_preference_loss(
         _checks.check_float(f"{side}_rewards", rewards)
         if rewards.ndim != 2:
             raise ValueError(f"{side}_rewards has shape {list(rewards.shape)}; it must be [B, T]")
+        _checks.check_shape(f"{side}_edits", edits, rewards.shape, f"{side}_rewards")
         _checks.check_mask(f"{side}_edits", edits, f"{side}_rewards", rewards)
         _checks.check_mask(f"{side}_mask", mask, f"{side}_rewards", rewards)
     if len(chosen_rewards) != len(rejected_rewards):

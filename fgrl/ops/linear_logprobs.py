@@ -89,7 +89,8 @@ def check_linear_inputs(
         _checks.check_shape("bias", bias, (vocabulary,), "weight's first dimension")
         _checks.check_device("bias", bias, "hidden", hidden)
     _checks.check_positive("temperature", temperature)
-    _checks.check_positive("softcap", softcap)
+    if softcap is not None:
+        _checks.check_positive("softcap", softcap)
     _checks.check_mask("mask", mask, "targets", targets)
     inside = (targets >= 0) & (targets < vocabulary)
     if mask is not None:

@@ -60,6 +60,8 @@ def linear_ppo_loss(
         (tensor(-1., grad_fn=...), tensor([-2.0794, -2.0794]))
     """
     check_linear_inputs(hidden, weight, targets, bias, temperature, softcap, mask)
+    _checks.check_config(config)
+    _checks.check_float("advantages", advantages)
     for name, tensor in (
         ("old_logprobs", old_logprobs),
         ("advantages", advantages),

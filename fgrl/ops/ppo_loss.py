@@ -59,11 +59,12 @@ def ppo_loss(
         >>> loss.item(), stats["clip_fraction"].item(), logprobs.grad
         (-1.100000023841858, 0.5, tensor([[-0.5000,  0.0000]]))
     """
-    _checks.check_floats(
+    _checks.check_config(config)
+    _checks.check_floats("logprobs", logprobs, advantages=advantages)
+    _checks.check_optional_floats(
         "logprobs",
         logprobs,
         old_logprobs=old_logprobs,
-        advantages=advantages,
         ref_logprobs=ref_logprobs,
         entropy=entropy,
         rollout_logprobs=rollout_logprobs,

@@ -65,7 +65,9 @@ def token_advantages(
         >>> result.advantages
         tensor([[0.0000, 0.5000]])
     """
-    _checks.check_floats("values", values, token_rewards=token_rewards, logprobs=logprobs, ref_logprobs=ref_logprobs)
+    _checks.check_optional_floats(
+        "values", values, token_rewards=token_rewards, logprobs=logprobs, ref_logprobs=ref_logprobs
+    )
     batch = _checks.check_sequences("values", values, cu_seqlens)
     _checks.check_mask("mask", mask, "values", values)
     _checks.check_per_sequence("sequence_rewards", sequence_rewards, batch, "values", values)
@@ -73,7 +75,7 @@ def token_advantages(
     if isinstance(reward_clip, tuple):
         if len(reward_clip) != 2 or not reward_clip[0] <= reward_clip[1]:
             raise ValueError(f"reward_clip is {reward_clip}; a pair must be (low, high) with low <= high")
-    else:
+    elif reward_clip is not None:
         _checks.check_positive("reward_clip", reward_clip)
     _checks.check_finite("kl_coef", kl_coef)
     if kl_coef < 0:

@@ -49,11 +49,13 @@ def value_loss(
         >>> fgrl.ops.value_loss(value, value, torch.tensor([[0.0, 2.0]])).loss
         tensor(0.2500)
     """
-    _checks.check_floats("values", values, old_values=old_values, returns=returns)
+    _checks.check_floats("values", values, returns=returns)
+    _checks.check_optional_floats("values", values, old_values=old_values)
     _checks.check_mask("mask", mask, "values", values)
     _checks.check_choice("aggregation", aggregation, get_args(Aggregation))
     _checks.check_aggregation(aggregation, "values", values, cu_seqlens)
-    _checks.check_positive("clip", clip)
+    if clip is not None:
+        _checks.check_positive("clip", clip)
     _checks.check_normalizer(normalizer)
     if clip is not None and old_values is None:
         raise ValueError(f"old_values is None; clip {clip} needs it")

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from fgrl.data.encode import EncodedPair
 from fgrl.data.pairs import EditedPair, PairReader, read_pairs
-from fgrl.data.rows import OnError
+from fgrl.data.rows import OnError, encode_rows
 
 logger = logging.getLogger(__name__)
 Encoder = Callable[[Sequence[EditedPair]], list[EncodedPair]]
@@ -53,7 +53,7 @@ class PairDataset(Dataset[EncodedPair]):
         self._flags = {name: _Ragged("b") for name in ("original_edits", "edited_edits", "original_errors")}
         self._has_errors = array("b")
         for batch in _batches(reader, batch_size):
-            for pair in encoder(batch):
+            for _, pair in encode_rows(reader, encoder, [(pair.line, pair) for pair in batch]):
                 for name, column in (*self._ids.items(), *self._flags.items()):
                     column.append(getattr(pair, name) or ())
                 self._has_errors.append(pair.original_errors is not None)
@@ -144,7 +144,8 @@ class StreamingPairDataset(IterableDataset[EncodedPair]):
         if self.shuffle_buffer:
             pairs = _shuffled(pairs, self.shuffle_buffer, random.Random(f"{self.seed} {int(self._epoch)}"))
         for batch in _batches(pairs, self.batch_size):
-            yield from self.encoder(batch)
+            for _, encoded in encode_rows(reader, self.encoder, [(pair.line, pair) for pair in batch]):
+                yield encoded
         self.skipped, self.errors = reader.skipped, reader.errors
         if reader.skipped:
             logger.warning("Skipped %d bad rows of %s; the first: %s", reader.skipped, reader.name, reader.errors[0])

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 from fgrl.data.pairs import check_prompt
-from fgrl.data.rows import OnError, Row, RowReader, check_columns, find_field
+from fgrl.data.rows import OnError, Row, RowReader, check_columns, encode_rows, find_field
 
 Prompt = str | list[dict[str, str]]
 _ALIASES = ("question",)
@@ -141,7 +142,8 @@ class PromptDataset(Sequence[dict[str, Any]]):
         columns: As in `read_prompts`.
 
     Raises:
-        ValueError: A bad row, or a prompt that has no tokens (nothing to generate from).
+        ValueError: A bad row; a prompt without tokens (nothing to generate from), or messages that the chat template
+            refuses, make a row bad too.
     """
 
     def __init__(
@@ -158,14 +160,17 @@ class PromptDataset(Sequence[dict[str, Any]]):
             source if isinstance(source, PromptReader) else read_prompts(source, on_error=on_error, columns=columns)
         )
         encode = PromptEncoder(tokenizer, max_length=max_prompt_length, chat_template=chat_template)
-        rows = list(reader)
+
+        def encode_some(rows: list[dict[str, Any]]) -> list[list[int]]:
+            encoded = encode([row["prompt"] for row in rows])
+            if not all(encoded):
+                raise ValueError("field 'prompt' has no tokens: there is nothing to generate from.")
+            return encoded
+
+        rows = reader.numbered()
         self._rows: list[dict[str, Any]] = []
-        for start in range(0, len(rows), 256):
-            batch = rows[start : start + 256]
-            for row, ids in zip(batch, encode([row["prompt"] for row in batch]), strict=True):
-                if not ids:
-                    raise ValueError(f"prompt {len(self._rows) + 1} has no tokens: there is nothing to generate from.")
-                self._rows.append({**row, "prompt_ids": ids})
+        while batch := list(islice(rows, 256)):
+            self._rows += [{**row, "prompt_ids": ids} for row, ids in encode_rows(reader, encode_some, batch)]
         self.skipped = reader.skipped
         self.errors = reader.errors
 

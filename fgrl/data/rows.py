@@ -7,7 +7,7 @@ import gzip
 import io
 import json
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Generic, Literal, TypeVar, cast
@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, Generic, Literal, TypeVar, cast
 OnError = Literal["raise", "skip"]
 Row = Mapping[str, Any]
 T = TypeVar("T")
+U = TypeVar("U")
 R = TypeVar("R", bound="RowReader[Any]")
 
 _JSON_SUFFIXES = (".jsonl", ".json", ".ndjson", ".jsonl.gz", ".json.gz", ".ndjson.gz")
@@ -124,21 +125,43 @@ class RowReader(Generic[T]):
         try:
             return self.convert(row.parse(), row.number)
         except ValueError as error:
-            unit = "line" if is_lines(self.source) else "row"
-            message = f"{self.name}, {unit} {row.number}: {error}"
-            if self.on_error == "raise":
-                raise RowError(message) from error
-            self.skipped += 1
-            if len(self.errors) < _KEPT_ERRORS:
-                self.errors.append(message)
+            self.fail(row.number, error)
             return None
 
-    def __iter__(self) -> Iterator[T]:
+    def fail(self, number: int, error: ValueError) -> None:
+        """Treat row `number` as a bad one: raise `RowError`, or count it, as `on_error` says."""
+        unit = "line" if is_lines(self.source) else "row"
+        message = f"{self.name}, {unit} {number}: {error}"
+        if self.on_error == "raise":
+            raise RowError(message) from error
+        self.skipped += 1
+        if len(self.errors) < _KEPT_ERRORS:
+            self.errors.append(message)
+
+    def numbered(self) -> Iterator[tuple[int, T]]:
+        """The usable rows with their numbers."""
         self.skipped, self.errors = 0, []
         for row in self.raw_rows():
             value = self.read(row)
             if value is not None:
-                yield value
+                yield row.number, value
+
+    def __iter__(self) -> Iterator[T]:
+        return (value for _, value in self.numbered())
+
+
+def encode_rows(
+    reader: RowReader[Any], encode: Callable[[list[T]], list[U]], rows: list[tuple[int, T]]
+) -> list[tuple[T, U]]:
+    """Encode a batch of numbered rows; a row that `encode` refuses is a bad row, and the others are kept."""
+    values = [value for _, value in rows]
+    try:
+        return list(zip(values, encode(values), strict=True))
+    except ValueError as error:
+        if len(rows) > 1:
+            return [pair for row in rows for pair in encode_rows(reader, encode, [row])]
+        reader.fail(rows[0][0], error)
+        return []
 
 
 def kind_of(path: str | os.PathLike[str]) -> Literal["json", "parquet"]:

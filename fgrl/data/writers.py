@@ -95,8 +95,8 @@ class ParquetWriter:
     """
 
     interval = 30.0
-    _MAX_ROWS = 8192
-    _MAX_VALUES = 4_000_000
+    _MAX_ROWS = 4096
+    _MAX_VALUES = 250_000
 
     def __init__(self, out: Path, checkpoint: int | None = None):
         self._parquet = require_parquet()

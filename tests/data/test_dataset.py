@@ -51,6 +51,20 @@ def test_in_memory_dataset_counts_bad_rows(write_jsonl, rows):
         PairDataset(path, encode_lines)
 
 
+@pytest.mark.parametrize("kind", [PairDataset, StreamingPairDataset])
+def test_a_row_that_the_chat_template_refuses_is_a_bad_row(byte_bpe, rows, kind):
+    chats = [
+        {**row, "prompt": [{"role": "system" if at == 3 else "user", "content": "hi"}]} for at, row in enumerate(rows)
+    ]
+    refuse = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}<bos>"
+    encoder = PairEncoder(byte_bpe, chat_template=refuse)
+    with pytest.raises(ValueError, match=r"list, row 4: the chat template refuses .* \(no system\)"):
+        list(kind(chats, encoder))
+    dataset = kind(chats, encoder, on_error="skip")
+    assert len(list(dataset)) == 49
+    assert dataset.skipped == 1
+
+
 def test_stream_equals_the_dataset_in_memory(real_edits, byte_bpe):
     encoder = PairEncoder(byte_bpe, max_length=128)
     assert list(StreamingPairDataset(real_edits, encoder)) == list(PairDataset(real_edits, encoder))

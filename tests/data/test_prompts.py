@@ -94,6 +94,9 @@ def test_dataset(write_jsonl, byte_bpe):
 
 
 def test_a_prompt_without_tokens_cannot_be_generated_from(byte_bpe, with_bos):
-    with pytest.raises(ValueError, match="prompt 2 has no tokens"):
+    with pytest.raises(ValueError, match="list, row 2: field 'prompt' has no tokens"):
         PromptDataset([{"prompt": "a"}, {"prompt": ""}], byte_bpe)
+    dataset = PromptDataset([{"prompt": "a"}, {"prompt": ""}, {"prompt": "b"}], byte_bpe, on_error="skip")
+    assert [row["prompt"] for row in dataset] == ["a", "b"]
+    assert dataset.skipped == 1
     assert len(PromptDataset([{"prompt": ""}], with_bos)) == 1

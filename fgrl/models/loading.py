@@ -55,7 +55,8 @@ def load_token_classifier(
     name_or_path, gguf_file = split_gguf(name_or_path, kwargs.pop("gguf_file", None))
     hub_options = {key: kwargs[key] for key in _HUB_OPTIONS if key in kwargs}
     if gguf_file is not None:
-        kwargs["gguf_file"] = hub_options["gguf_file"] = gguf_file
+        kwargs = {**gguf_options(gguf_file), **kwargs}
+        hub_options["gguf_file"] = gguf_file
     else:
         kwargs.setdefault("use_safetensors", True)
     config = kwargs.pop("config", None)
@@ -82,6 +83,8 @@ def load_token_classifier(
     model, info = AutoModelForTokenClassification.from_pretrained(
         name_or_path, config=config, attn_implementation=attn_implementation, output_loading_info=True, **kwargs
     )
+    if gguf_file is not None:
+        mark_dense(model)
     missing = [key for key in info["missing_keys"] if key.split(".")[0] in HEAD_NAMES]
     with torch.no_grad():
         for key in missing:
@@ -180,6 +183,27 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel)
     rows = model.get_input_embeddings().weight.shape[0]
     if 0 < rows < len(tokenizer):  # 0: sharded away by DeepSpeed
         raise ValueError(f"the tokenizer has {len(tokenizer)} tokens; it must have at most the {rows} of the model")
+
+
+def gguf_options(gguf_file: str) -> dict[str, Any]:
+    """Options of `from_pretrained` that unpack a GGUF file into ordinary weights, which can be trained."""
+    try:
+        from transformers import GgufConfig
+    except ImportError:  # a transformers that always unpacks
+        return {"gguf_file": gguf_file}
+    return {"gguf_file": gguf_file, "quantization_config": GgufConfig(dequantize=True)}
+
+
+def mark_dense(model: PreTrainedModel) -> None:
+    """Take the mark "quantized" off a model with unpacked GGUF weights: transformers trains no model that has it."""
+    if not getattr(getattr(model.config, "quantization_config", None), "dequantize", False):
+        return
+    del model.config.quantization_config
+    model.is_quantized = False
+    model.hf_quantizer = None
+    for name in ("quantization_method", "_is_quantized_training_enabled"):
+        if name in vars(model):
+            delattr(model, name)
 
 
 def split_gguf(name_or_path: str | os.PathLike[str], gguf_file: str | None = None) -> tuple[str, str | None]:

@@ -12,11 +12,11 @@ import torch
 
 pytest.importorskip("transformers")
 
-from fgrl.cli import main  # noqa: E402
-from fgrl.cli._scoring import ScoredRow, ScoredSide, token_pieces  # noqa: E402
-from fgrl.cli.score import printable  # noqa: E402
-from fgrl.cli.score_html import render  # noqa: E402
-from fgrl.models import TokenHead, TokenRewardModel  # noqa: E402
+from fgrl.cli import main
+from fgrl.cli._scoring import ScoredRow, ScoredSide, token_pieces
+from fgrl.cli.score import printable
+from fgrl.cli.score_html import render
+from fgrl.models import TokenHead, TokenRewardModel
 
 HOSTILE = '<script>alert("1")</script> & \x1b[31m "quotes" \'single\' </div>'
 ROWS = [

@@ -38,7 +38,7 @@ def extension_arguments() -> dict:
     module = CppExtension(
         "fgrl._C",
         ["csrc/binding.cpp"],
-        depends=[str(header) for header in sorted(Path("csrc").glob("*.h"))],
+        depends=[str(header) for header in sorted(Path("csrc").glob("*.[hi]*"))],
         define_macros=[("TORCH_TARGET_VERSION", TORCH_TARGET_VERSION)],
         extra_compile_args=compile_args,
         extra_link_args=link_args,

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <string>
 #include <tuple>
+#include <vector>
 
 #include "align_edits.h"
 
@@ -30,6 +31,7 @@ void check_packed(const Tensor& tokens, const Tensor& cu_seqlens, const char* si
                   "_cu_seqlens must start at 0 and end at the number of tokens");
   for (int64_t i = 0; i < batch; ++i) {
     STD_TORCH_CHECK(bounds[i] <= bounds[i + 1], side, "_cu_seqlens must not decrease");
+    STD_TORCH_CHECK(bounds[i + 1] - bounds[i] < (int64_t{1} << 30), side, " sequences must be shorter than 2^30");
   }
 }
 
@@ -37,12 +39,14 @@ Tensor empty(int64_t size, ScalarType dtype) { return torch::stable::empty({size
 
 std::tuple<Tensor, Tensor, Tensor> align_edits(const Tensor& original, const Tensor& original_cu_seqlens,
                                                const Tensor& edited, const Tensor& edited_cu_seqlens,
-                                               int64_t num_threads) {
+                                               int64_t num_threads, int64_t algorithm, int64_t cpu) {
   check_packed(original, original_cu_seqlens, "original");
   check_packed(edited, edited_cu_seqlens, "edited");
   STD_TORCH_CHECK(original.scalar_type() == edited.scalar_type(), "original and edited must have one dtype");
   STD_TORCH_CHECK(original_cu_seqlens.numel() == edited_cu_seqlens.numel(),
                   "original and edited must have the same number of sequences");
+  STD_TORCH_CHECK(algorithm >= 0 && algorithm <= 3 && cpu >= 0 && cpu <= 3, "unknown algorithm or cpu");
+  const fgrl::Path path{static_cast<fgrl::Algorithm>(algorithm), static_cast<fgrl::Cpu>(cpu)};
   const int64_t batch = original_cu_seqlens.numel() - 1;
   const int64_t threads = num_threads > 0 ? num_threads : torch::stable::get_num_threads();
 
@@ -62,7 +66,7 @@ std::tuple<Tensor, Tensor, Tensor> align_edits(const Tensor& original, const Ten
     fgrl::align_batch(
         fgrl::Packed<Token>{original.const_data_ptr<Token>(), original_cu_seqlens.const_data_ptr<int64_t>()},
         fgrl::Packed<Token>{edited.const_data_ptr<Token>(), edited_cu_seqlens.const_data_ptr<int64_t>()}, batch,
-        threads, distance.mutable_data_ptr<int64_t>(), original_ops.mutable_data_ptr<uint8_t>(),
+        threads, path, distance.mutable_data_ptr<int64_t>(), original_ops.mutable_data_ptr<uint8_t>(),
         edited_ops.mutable_data_ptr<uint8_t>(), parallel);
   };
   if (original.scalar_type() == ScalarType::Int) {
@@ -78,8 +82,46 @@ std::tuple<Tensor, Tensor, Tensor> align_edits(const Tensor& original, const Ten
 
 STABLE_TORCH_LIBRARY_IMPL(fgrl, CPU, library) { library.impl("align_edits", TORCH_BOX(&align_edits)); }
 
-// `import fgrl._C` loads the library, which registers the ops; the module itself is empty.
+namespace {
+
+// `flatten(sequences)`: the ids in lists or tuples of Python ints, as (tokens, lengths), two bytearrays of int64. None
+// when anything else is among them: the caller then takes the slow way, which knows more types and words the errors.
+PyObject* flatten(PyObject*, PyObject* sequences) {
+  const Py_ssize_t batch = PyList_Size(sequences);  // raises for anything but a list
+  if (batch < 0) return nullptr;
+  std::vector<int64_t> tokens, lengths;
+  for (Py_ssize_t i = 0; i < batch; ++i) {
+    PyObject* sequence = PyList_GetItem(sequences, i);
+    const bool list = Py_TYPE(sequence) == &PyList_Type;
+    if (!list && Py_TYPE(sequence) != &PyTuple_Type) Py_RETURN_NONE;
+    const Py_ssize_t size = list ? PyList_Size(sequence) : PyTuple_Size(sequence);
+    lengths.push_back(size);
+    for (Py_ssize_t j = 0; j < size; ++j) {
+      PyObject* token = list ? PyList_GetItem(sequence, j) : PyTuple_GetItem(sequence, j);
+      if (token == nullptr || Py_TYPE(token) != &PyLong_Type) {
+        PyErr_Clear();
+        Py_RETURN_NONE;
+      }
+      const int64_t id = PyLong_AsLongLong(token);
+      if (id == -1 && PyErr_Occurred()) {
+        PyErr_Clear();
+        Py_RETURN_NONE;
+      }
+      tokens.push_back(id);
+    }
+  }
+  const auto bytes = [](const std::vector<int64_t>& values) {
+    return PyByteArray_FromStringAndSize(reinterpret_cast<const char*>(values.data()),
+                                         static_cast<Py_ssize_t>(values.size() * sizeof(int64_t)));
+  };
+  return Py_BuildValue("(NN)", bytes(tokens), bytes(lengths));
+}
+
+}  // namespace
+
+// `import fgrl._C` loads the library, which registers the ops.
 PyMODINIT_FUNC PyInit__C() {
-  static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
+  static PyMethodDef methods[] = {{"flatten", flatten, METH_O, nullptr}, {nullptr, nullptr, 0, nullptr}};
+  static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, methods, nullptr, nullptr, nullptr, nullptr};
   return PyModule_Create(&module);
 }

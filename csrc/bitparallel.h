@@ -1,78 +1,154 @@
-// Bit-parallel edit distance (Myers 1999, in Hyyro's formulation of 2003) that keeps what the trace-back reads.
+// Bit-parallel alignment for large distances: O(n m / 64) time, and memory that stays small for any length.
 //
-// Row i of the table is bit (i - 1) % 64 of word (i - 1) / 64. One column step turns the vertical differences
-// D[i][j-1] - D[i-1][j-1] in (+1: vp, -1: vn) into those of column j, 64 rows at a time. Two bits a cell are kept:
-// `del`: a deletion lies on a cheapest path to (i, j) and a substitution does not; `ins`: the same of an insertion.
+// The table is cut into tiles, one strip of rows by BLOCK columns. A first pass keeps only what crosses tile borders:
+// the vertical differences at every BLOCK-th column and the horizontal ones between strips, two bits each. The
+// trace-back then recomputes the tiles that the path enters, this time keeping two bits a cell. A pair that fits in
+// one tile needs no first pass.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
-#include <unordered_map>
 #include <vector>
 
+#include "remap.h"
+#include "strip_x86.h"
 #include "trace.h"
 
 namespace fgrl {
 
-// Positions in `a` of every distinct token, for the match vector of one column.
 template <typename Token>
-class Occurrences {
+class BitParallel {
  public:
-  explicit Occurrences(Core<Token> a) : next_(a.size, -1) {
-    first_.reserve(a.size);
-    for (int64_t i = a.size - 1; i >= 0; --i) {
-      const auto [entry, added] = first_.try_emplace(a.tokens[i], i);
-      if (added) continue;
-      next_[i] = entry->second;
-      entry->second = i;
-    }
-  }
+  explicit BitParallel(Cpu cpu) : cpu_(cpu) {}
 
-  template <typename Visit>
-  void visit(Token token, Visit&& visit) const {
-    const auto entry = first_.find(token);
-    if (entry == first_.end()) return;
-    for (int64_t i = entry->second; i >= 0; i = next_[i]) visit(i);
+  // Aligns two non-empty cores; returns their distance.
+  int64_t align(Core<Token> a, Core<Token> b, int64_t prefix, const Labels& labels) {
+    // The shorter side makes the rows, so that fewer of a strip's rows are empty.
+    const bool swapped = b.size < a.size;
+    const Core<Token> rows = swapped ? b : a, columns = swapped ? a : b;
+    row_ids_.resize(rows.size);
+    column_ids_.resize(columns.size);
+    symbols_ = remap_.number(rows.tokens, rows.size, row_ids_.data());
+    remap_.look_up(columns.tokens, columns.size, column_ids_.data());
+    prepare();
+    const unsigned down = swapped ? MAY_INSERT : MAY_DELETE, right = swapped ? MAY_DELETE : MAY_INSERT;
+    return trace_back(a, b, prefix, labels, [&](int64_t i, int64_t j) {
+      const int64_t row = (swapped ? j : i) - 1, column = (swapped ? i : j) - 1;
+      if (row < tile_row_ || column < tile_column_) load_moves(row, column);
+      const int64_t lane = (row - tile_row_) / 64, t = column - tile_column_ + lane * runner_.skew;
+      const uint64_t* words = moves_.data() + t * 2 * runner_.lanes + lane;
+      return (words[0] >> (row % 64) & 1) * down | (words[runner_.lanes] >> (row % 64) & 1) * right;
+    });
   }
 
  private:
-  std::unordered_map<Token, int64_t> first_;
-  std::vector<int64_t> next_;
-};
+  static constexpr int64_t BLOCK = 512;
 
-// Aligns two non-empty cores; returns their distance. Time and memory are O(n m / 64).
-template <typename Token>
-int64_t align_bitparallel(Core<Token> a, Core<Token> b, int64_t prefix, const Labels& labels) {
-  const int64_t words = (a.size + 63) / 64;
-  const Occurrences<Token> occurrences(a);
-  std::vector<uint64_t> vp(words, ~uint64_t{0}), vn(words, 0), match(words, 0);
-  std::vector<uint64_t> deletions(words * b.size), insertions(words * b.size);
-  const int last = (a.size - 1) % 64;
-  int64_t distance = a.size;
-  for (int64_t j = 0; j < b.size; ++j) {
-    occurrences.visit(b.tokens[j], [&](int64_t i) { match[i / 64] |= uint64_t{1} << (i % 64); });
-    uint64_t carry_p = 1, carry_n = 0;  // D[0][j] - D[0][j-1] is +1
-    for (int64_t w = 0; w < words; ++w) {
-      const uint64_t equal = match[w] | carry_n;
-      const uint64_t d0 = (((equal & vp[w]) + vp[w]) ^ vp[w]) | equal | vn[w];
-      const uint64_t hp = vn[w] | ~(d0 | vp[w]), hn = d0 & vp[w];
-      const uint64_t hp_in = hp << 1 | carry_p, hn_in = hn << 1 | carry_n;
-      insertions[j * words + w] = vn[w];
-      carry_p = hp >> 63, carry_n = hn >> 63;
-      if (w == words - 1) distance += static_cast<int64_t>(hp >> last & 1) - static_cast<int64_t>(hn >> last & 1);
-      vp[w] = hn_in | ~(d0 | hp_in);
-      vn[w] = hp_in & d0;
-      deletions[j * words + w] = vp[w] & d0;
+  int64_t rows() const { return static_cast<int64_t>(row_ids_.size()); }
+  int64_t columns() const { return static_cast<int64_t>(column_ids_.size()); }
+
+  // The first pass, over every tile but the last, which the trace-back computes anyway.
+  void prepare() {
+    runner_ = strip_runner(cpu_, rows());
+    strips_ = (rows() + 64 * runner_.lanes - 1) / (64 * runner_.lanes);
+    blocks_ = (columns() + BLOCK - 1) / BLOCK;
+    border_words_ = (columns() + 63) / 64;
+    borders_p_.assign(border_words_, ~uint64_t{0});  // above the first row D rises with every column
+    borders_n_.assign(border_words_, 0);
+    borders_p_.resize(strips_ * border_words_);
+    borders_n_.resize(strips_ * border_words_);
+    edges_p_.resize(strips_ * blocks_ * runner_.lanes);
+    edges_n_.resize(strips_ * blocks_ * runner_.lanes);
+    symbol_.assign(symbols_ + 1, 0);
+    loaded_strip_ = -1;
+    tile_row_ = rows(), tile_column_ = columns();
+    for (int64_t strip = 0; strip < strips_; ++strip) {
+      uint64_t* edge_p = edges_p_.data() + strip * blocks_ * runner_.lanes;
+      uint64_t* edge_n = edges_n_.data() + strip * blocks_ * runner_.lanes;
+      std::fill_n(edge_p, runner_.lanes, ~uint64_t{0});  // left of the first column D rises with every row
+      std::fill_n(edge_n, runner_.lanes, 0);
+      const bool last = strip + 1 == strips_;
+      if (last && blocks_ == 1) break;
+      load_strip(strip);
+      uint64_t vp[8], vn[8];
+      std::fill_n(vp, runner_.lanes, ~uint64_t{0});
+      std::fill_n(vn, runner_.lanes, 0);
+      for (int64_t block = 0; block + last < blocks_; ++block) {
+        Strip run = tile(strip, block, std::min((block + 1) * BLOCK, columns()));
+        run.vp = vp, run.vn = vn;
+        if (!last) {
+          run.hp_out = borders_p_.data() + (strip + 1) * border_words_;
+          run.hn_out = borders_n_.data() + (strip + 1) * border_words_;
+        }
+        runner_.run(run);
+        if (block + 1 == blocks_) break;
+        std::copy_n(vp, runner_.lanes, edge_p + (block + 1) * runner_.lanes);
+        std::copy_n(vn, runner_.lanes, edge_n + (block + 1) * runner_.lanes);
+      }
     }
-    occurrences.visit(b.tokens[j], [&](int64_t i) { match[i / 64] = 0; });
   }
-  trace_back(a, b, prefix, labels, [&](int64_t i, int64_t j) {
-    const int64_t at = (j - 1) * words + (i - 1) / 64;
-    const int bit = (i - 1) % 64;
-    if (deletions[at] >> bit & 1) return DELETE;
-    if (insertions[at] >> bit & 1) return INSERT;
-    return a.tokens[i - 1] == b.tokens[j - 1] ? KEEP : SUBSTITUTE;
-  });
-  return distance;
-}
+
+  // Computes the moves of the tile around a cell, as far as that cell's column: the path only goes left and up.
+  void load_moves(int64_t row, int64_t column) {
+    const int64_t strip = row / (64 * runner_.lanes), block = column / BLOCK;
+    tile_row_ = strip * 64 * runner_.lanes;
+    tile_column_ = block * BLOCK;
+    if (strip != loaded_strip_) load_strip(strip);
+    Strip run = tile(strip, block, column + 1);
+    run.vp = edges_p_.data() + (strip * blocks_ + block) * runner_.lanes;
+    run.vn = edges_n_.data() + (strip * blocks_ + block) * runner_.lanes;
+    moves_.resize((BLOCK + runner_.lanes) * 2 * runner_.lanes);
+    run.moves = moves_.data();
+    runner_.run(run);
+  }
+
+  // Makes the match vectors of one strip.
+  void load_strip(int64_t strip) {
+    if (loaded_strip_ >= 0) {
+      for_rows(loaded_strip_, [&](int64_t row, int64_t) { symbol_[row_ids_[row]] = 0; });
+    }
+    loaded_strip_ = strip;
+    uint32_t count = 0;
+    for_rows(strip, [&](int64_t row, int64_t) {
+      uint32_t& symbol = symbol_[row_ids_[row]];
+      if (symbol == 0) symbol = ++count;
+    });
+    match_.assign((count + 1) * runner_.lanes, 0);
+    for_rows(strip, [&](int64_t row, int64_t at) {
+      match_[symbol_[row_ids_[row]] * runner_.lanes + at / 64] |= uint64_t{1} << (at % 64);
+    });
+  }
+
+  template <typename Visit>
+  void for_rows(int64_t strip, Visit&& visit) const {
+    const int64_t begin = strip * 64 * runner_.lanes, end = std::min(begin + 64 * runner_.lanes, rows());
+    for (int64_t row = begin; row < end; ++row) visit(row, row - begin);
+  }
+
+  Strip tile(int64_t strip, int64_t block, int64_t end) const {
+    Strip run{};
+    run.match = match_.data();
+    run.symbol = symbol_.data();
+    run.tokens = column_ids_.data();
+    run.begin = block * BLOCK;
+    run.end = end;
+    run.hp_in = borders_p_.data() + strip * border_words_;
+    run.hn_in = borders_n_.data() + strip * border_words_;
+    return run;
+  }
+
+  Cpu cpu_;
+  StripRunner runner_{};
+  Remap<Token> remap_;
+  std::vector<uint32_t> row_ids_, column_ids_;     // token numbers of both sides
+  std::vector<uint32_t> symbol_;                   // token number -> entry of `match_`
+  std::vector<uint64_t> match_;                    // [entries][lanes] of the loaded strip
+  std::vector<uint64_t> borders_p_, borders_n_;    // [strips][words]: horizontal differences above each strip
+  std::vector<uint64_t> edges_p_, edges_n_;        // [strips][blocks][lanes]: vertical differences left of each tile
+  std::vector<uint64_t> moves_;                    // of the tile whose first cell is (tile_row_, tile_column_)
+  int64_t strips_ = 0, blocks_ = 0, border_words_ = 0, loaded_strip_ = -1;
+  int64_t tile_row_ = 0, tile_column_ = 0;
+  uint32_t symbols_ = 0;
+};
 
 }  // namespace fgrl

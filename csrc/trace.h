@@ -15,6 +15,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "equal_run.h"
+
 namespace fgrl {
 
 enum EditOp : uint8_t { KEEP = 0, SUBSTITUTE = 1, DELETE = 2, INSERT = 3 };
@@ -31,52 +33,52 @@ struct Labels {
   uint8_t* original;
   uint8_t* edited;
 
-  void run(int64_t i1, int64_t i2, int64_t j1, int64_t j2) const {
+  // Labels one run of edits; returns its cost.
+  int64_t run(int64_t i1, int64_t i2, int64_t j1, int64_t j2) const {
     const int64_t p = i2 - i1, q = j2 - j1, both = p < q ? p : q;
     std::memset(original + i1, SUBSTITUTE, both);
     std::memset(edited + j1, SUBSTITUTE, both);
     std::memset(original + i1 + both, DELETE, p - both);
     std::memset(edited + j1 + both, INSERT, q - both);
+    return p + q - both;
   }
 };
 
-// Walks the path and writes its labels. `best_edit(i, j)`, for 0 < i <= n and 0 < j <= m, is the edit that rule 2 takes
-// at (i, j), or KEEP when no edit there lies on a cheapest path. The common prefix takes part: a run that reaches its
-// end from outside slides left through it, exactly as if it had not been stripped.
-template <typename Token, typename BestEdit>
-void trace_back(Core<Token> a, Core<Token> b, int64_t prefix, const Labels& labels, BestEdit&& best_edit) {
-  int64_t i = a.size, j = b.size;
-  int64_t run_i = i, run_j = j;  // where the current run ends
-  bool in_run = false;
-  const auto close_run = [&] {
-    if (in_run) labels.run(i, run_i, j, run_j);
-    in_run = false;
-  };
-  const auto open_run = [&] {
-    if (!in_run) run_i = i, run_j = j;
-    in_run = true;
-  };
+// The moves of rule 2 other than a substitution, as bits: whether deleting, or inserting, lies on a cheapest path to a
+// cell while substituting does not.
+constexpr unsigned MAY_DELETE = 1, MAY_INSERT = 2;
+
+// Walks the path, writes its labels and returns its cost, the distance. `moves(i, j)` gives the bits of a cell with
+// 0 < i <= n and 0 < j <= m. The common prefix takes part: a run that reaches its end from outside slides left through
+// it, exactly as if it had not been stripped.
+template <typename Token, typename Moves>
+int64_t trace_back(Core<Token> a, Core<Token> b, int64_t prefix, const Labels& labels, Moves&& moves) {
+  int64_t i = a.size, j = b.size, distance = 0;
   while (i > 0 && j > 0) {
-    const bool equal = a.tokens[i - 1] == b.tokens[j - 1];
-    const EditOp op = equal && !in_run ? KEEP : best_edit(i, j);
-    if (op == KEEP) {
-      close_run();
-      --i, --j;
-      continue;
+    const int64_t kept = equal_suffix(a.tokens + i, b.tokens + j, i < j ? i : j);
+    i -= kept, j -= kept;
+    if (i == 0 || j == 0) break;
+    const int64_t run_i = i, run_j = j;
+    bool ends = false;
+    while (i > 0 && j > 0) {
+      const unsigned bits = moves(i, j);
+      if (bits == 0) {
+        ends = a.tokens[i - 1] == b.tokens[j - 1];
+        if (ends) break;
+        --i, --j;
+      } else if (bits & MAY_DELETE) {
+        --i;
+      } else {
+        --j;
+      }
     }
-    open_run();
-    if (op != INSERT) --i;
-    if (op != DELETE) --j;
+    if (!ends) i = j = 0;  // the run goes on along the border
+    distance += labels.run(i, run_i, j, run_j);
   }
-  if (!in_run) {
-    while (i != j && i > -prefix && j > -prefix && a.tokens[i - 1] == b.tokens[j - 1]) --i, --j;
-  }
+  while (i != j && i > -prefix && j > -prefix && a.tokens[i - 1] == b.tokens[j - 1]) --i, --j;
   // What is left of one side is a prefix of what is left of the other: the rest of the longer one is edited.
-  if (in_run || i != j) {
-    open_run();
-    i = j = i < j ? i : j;
-    close_run();
-  }
+  const int64_t edge = i < j ? i : j;
+  return distance + labels.run(edge, i, edge, j);
 }
 
 }  // namespace fgrl

@@ -11,7 +11,10 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from fgrl import extension
+
 Side = Literal["original", "edited"]
+_NO_TOKENS = torch.empty(0, dtype=torch.int64)
 _INTEGERS = (torch.int32, torch.int64, torch.int16, torch.int8, torch.uint8)
 
 
@@ -117,7 +120,10 @@ class EditAlignment:
 
 
 class Packed(NamedTuple):
-    """Token sequences, one after another: sequence i is `tokens[cu_seqlens[i]:cu_seqlens[i + 1]]`."""
+    """Token sequences, one after another: sequence i is `tokens[cu_seqlens[i]:cu_seqlens[i + 1]]`.
+
+    `tokens` is int32 or int64 and `cu_seqlens` int64; both are contiguous and on the CPU.
+    """
 
     tokens: Tensor
     cu_seqlens: Tensor
@@ -132,26 +138,32 @@ def pack(sequences: Any, name: str) -> Packed:
         name: what error messages call it.
 
     Returns:
-        `tokens` int32 or int64, and `cu_seqlens` int64.
+        The sequences. The values of a given `cu_seqlens` are not checked: `check_bounds` does that.
 
     Raises:
         ValueError: not such sequences.
     """
     if isinstance(sequences, tuple) and len(sequences) == 2 and all(hasattr(part, "dtype") for part in sequences):
-        tokens = _as_tensor(sequences[0], name)
-        return Packed(tokens, _check_bounds(_as_tensor(sequences[1], f"{name} cu_seqlens"), tokens.numel(), name))
+        bounds = _as_tensor(sequences[1], f"{name} cu_seqlens").long()
+        if bounds.numel() == 0:
+            raise ValueError(f"{name} cu_seqlens is empty; it must have one entry more than there are sequences")
+        return Packed(_as_tensor(sequences[0], name), bounds)
     if hasattr(sequences, "dtype") or isinstance(sequences, str | bytes) or not isinstance(sequences, Sequence):
         raise ValueError(
             f"{name} is a {type(sequences).__name__}; it must be a list of token-id sequences "
             "or a tuple (tokens, cu_seqlens)"
         )
+    compiled = extension.module()
+    if compiled is not None and (flat := compiled.flatten(list(sequences))) is not None:
+        tokens, lengths = (torch.frombuffer(part, dtype=torch.int64) if part else _NO_TOKENS for part in flat)
+        return Packed(tokens, _bounds(lengths))
     try:
-        lengths = [len(sequence) for sequence in sequences]
+        lengths = torch.tensor([len(sequence) for sequence in sequences], dtype=torch.int64)
     except TypeError:
         raise ValueError(
             f"{name} is a flat sequence; it must be a list of token-id sequences, one for each pair"
         ) from None
-    return Packed(_concatenate(sequences, name), torch.tensor([0, *lengths]).cumsum(0))
+    return Packed(_concatenate(sequences, name), _bounds(lengths))
 
 
 def _concatenate(sequences: Sequence[Any], name: str) -> Tensor:
@@ -159,7 +171,7 @@ def _concatenate(sequences: Sequence[Any], name: str) -> Tensor:
     if all(type(sequence) is list or type(sequence) is tuple for sequence in sequences):
         flat = list(chain.from_iterable(sequences))
         try:
-            tokens = torch.tensor(flat) if flat else torch.empty(0, dtype=torch.int64)
+            tokens = torch.tensor(flat) if flat else _NO_TOKENS
         except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(f"{name} holds something that is not a token id ({error})") from None
         return _as_tensor(tokens, name)
@@ -169,7 +181,7 @@ def _concatenate(sequences: Sequence[Any], name: str) -> Tensor:
     ]
     if len({part.dtype for part in parts}) > 1:
         parts = [part.long() for part in parts]
-    return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64)
+    return torch.cat(parts) if parts else _NO_TOKENS
 
 
 def _as_tensor(values: Any, name: str) -> Tensor:
@@ -189,22 +201,29 @@ def _as_tensor(values: Any, name: str) -> Tensor:
     return tensor.contiguous()
 
 
-def _check_bounds(bounds: Tensor, tokens: int, name: str) -> Tensor:
-    """`bounds` as int64, after checking that it is a valid `cu_seqlens` for `tokens` tokens."""
-    bounds = bounds.long()
-    if bounds.numel() == 0:
-        raise ValueError(f"{name} cu_seqlens is empty; it must have one entry more than there are sequences")
-    if torch.compiler.is_compiling():  # values are not known yet; the op checks them when it runs
-        return bounds
+def _bounds(lengths: Tensor) -> Tensor:
+    """`cu_seqlens` of sequences of these lengths."""
+    bounds = lengths.new_zeros(lengths.numel() + 1)
+    torch.cumsum(lengths, 0, out=bounds[1:])
+    return bounds
+
+
+def check_bounds(sequences: Packed, name: str) -> None:
+    """Checks the values of `cu_seqlens`.
+
+    Raises:
+        ValueError: it does not start at 0, end at the number of tokens, or decreases.
+    """
+    tokens, bounds = sequences
     if int(bounds[0]) != 0:
         raise ValueError(f"{name} cu_seqlens starts at {int(bounds[0])}; it must start at 0")
-    if int(bounds[-1]) != tokens:
-        raise ValueError(f"{name} cu_seqlens ends at {int(bounds[-1])}; it must end at the number of tokens, {tokens}")
-    lengths = bounds.diff()
-    if bool((lengths < 0).any()):
-        at = int((lengths < 0).nonzero()[0])
-        raise ValueError(f"{name} cu_seqlens decreases after entry {at}; it must not decrease")
-    return bounds
+    if int(bounds[-1]) != tokens.numel():
+        raise ValueError(
+            f"{name} cu_seqlens ends at {int(bounds[-1])}; it must end at the number of tokens, {tokens.numel()}"
+        )
+    negative = (bounds.diff() < 0).nonzero()
+    if negative.numel():
+        raise ValueError(f"{name} cu_seqlens decreases after entry {int(negative[0])}; it must not decrease")
 
 
 def _row(ops: Tensor, bounds: Tensor, index: int) -> bytes:

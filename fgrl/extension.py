@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from importlib import import_module
+from types import ModuleType
 
 import torch  # noqa: F401  (loads libtorch, which the extension is linked against)
 
@@ -18,6 +19,11 @@ def why_not() -> str | None:
     except ImportError as error:
         return f"the extension fgrl._C cannot be loaded ({error})"
     return None
+
+
+def module() -> ModuleType | None:
+    """The extension module, or None when it cannot be loaded."""
+    return import_module("fgrl._C") if why_not() is None else None
 
 
 def available() -> bool:

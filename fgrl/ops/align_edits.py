@@ -8,18 +8,24 @@ import torch
 from torch import Tensor
 
 from fgrl import backend
-from fgrl.alignment import EditAlignment, Packed, pack
+from fgrl.alignment import EditAlignment, Packed, check_bounds, pack
 
 _LIBRARY = torch.library.Library("fgrl", "FRAGMENT")
 _LIBRARY.define(
     "align_edits(Tensor original, Tensor original_cu_seqlens, Tensor edited, Tensor edited_cu_seqlens, "
-    "int num_threads) -> (Tensor distance, Tensor original_ops, Tensor edited_ops)"
+    "int num_threads, int algorithm=0, int cpu=0) -> (Tensor distance, Tensor original_ops, Tensor edited_ops)"
 )
 
 
 @torch.library.register_fake("fgrl::align_edits", lib=_LIBRARY)
 def _align_edits_fake(
-    original: Tensor, original_cu_seqlens: Tensor, edited: Tensor, edited_cu_seqlens: Tensor, num_threads: int
+    original: Tensor,
+    original_cu_seqlens: Tensor,
+    edited: Tensor,
+    edited_cu_seqlens: Tensor,
+    num_threads: int,
+    algorithm: int = 0,
+    cpu: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return (
         original_cu_seqlens.new_empty(original_cu_seqlens.shape[0] - 1),
@@ -66,8 +72,15 @@ def align_edits(original: Any, edited: Any, *, num_threads: int | None = None) -
     if backend.resolve("align_edits", torch.device("cpu")) == "reference":
         from fgrl import reference
 
+        check_bounds(a, "original")
+        check_bounds(b, "edited")
         return reference.align_edits(tuple(a), tuple(b))
     if a.tokens.dtype != b.tokens.dtype:
         a, b = Packed(a.tokens.long(), a.cu_seqlens), Packed(b.tokens.long(), b.cu_seqlens)
-    distance, original_ops, edited_ops = torch.ops.fgrl.align_edits(*a, *b, num_threads or 0)
+    try:
+        distance, original_ops, edited_ops = torch.ops.fgrl.align_edits(*a, *b, num_threads or 0)
+    except RuntimeError:  # the op has checked the bounds, fast; say exactly what is wrong with them
+        check_bounds(a, "original")
+        check_bounds(b, "edited")
+        raise
     return EditAlignment(distance, original_ops, edited_ops, a.cu_seqlens, b.cu_seqlens)

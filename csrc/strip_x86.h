@@ -1,0 +1,127 @@
+// `run_strip` for AVX-512 and AVX2, compiled whatever the compiler's own target is, and the choice between them.
+#pragma once
+
+#include "strip.h"
+
+#if defined(__GNUC__) && defined(__x86_64__)
+#define FGRL_X86 1
+#define FGRL_INLINE inline __attribute__((always_inline))
+#include <immintrin.h>
+
+namespace fgrl {
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512dq"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512dq")
+#endif
+namespace avx512 {
+constexpr int COUNT = 8;
+typedef uint64_t V __attribute__((vector_size(64)));
+static FGRL_INLINE V load(const uint64_t* p) { return (V)_mm512_loadu_si512(p); }
+static FGRL_INLINE void store(uint64_t* p, V v) { _mm512_storeu_si512(p, (__m512i)v); }
+static FGRL_INLINE V lane_numbers() { return V{0, 1, 2, 3, 4, 5, 6, 7}; }
+static FGRL_INLINE V lanes_between(int64_t low, int64_t high) {  // low < lane <= high
+  const __m512i lane = (__m512i)lane_numbers();
+  const __mmask8 mask = _mm512_cmpgt_epi64_mask(lane, _mm512_set1_epi64(low)) &
+                        _mm512_cmple_epi64_mask(lane, _mm512_set1_epi64(high));
+  return (V)_mm512_movm_epi64(mask);
+}
+static FGRL_INLINE V shift_in(V v, uint64_t first) {
+  return (V)_mm512_alignr_epi64((__m512i)v, _mm512_set1_epi64(static_cast<int64_t>(first)), 7);
+}
+// Delays lane l by l steps: odd lanes by one, then those with bit 1 by two, then those with bit 2 by four.
+static FGRL_INLINE V skew(V now, V (&past)[7]) {
+  const V one = (V)_mm512_mask_blend_epi64(0xaa, (__m512i)now, (__m512i)past[0]);
+  past[0] = now;
+  const V two = (V)_mm512_mask_blend_epi64(0xcc, (__m512i)one, (__m512i)past[2]);
+  past[2] = past[1], past[1] = one;
+  const V four = (V)_mm512_mask_blend_epi64(0xf0, (__m512i)two, (__m512i)past[6]);
+  past[6] = past[5], past[5] = past[4], past[4] = past[3], past[3] = two;
+  return four;
+}
+static FGRL_INLINE uint64_t last_top_bit(V v) {   // in the top bit
+  return static_cast<uint64_t>(_mm512_movepi64_mask((__m512i)v) >> 7) << 63;
+}
+#include "strip_loop.inc"
+}  // namespace avx512
+#if defined(__clang__)
+#pragma clang attribute pop
+#pragma clang attribute push(__attribute__((target("avx2"))), apply_to = function)
+#else
+#pragma GCC pop_options
+#pragma GCC push_options
+#pragma GCC target("avx2")
+#endif
+namespace avx2 {
+constexpr int COUNT = 4;
+typedef uint64_t V __attribute__((vector_size(32)));
+static FGRL_INLINE V load(const uint64_t* p) { return (V)_mm256_loadu_si256((const __m256i*)p); }
+static FGRL_INLINE void store(uint64_t* p, V v) { _mm256_storeu_si256((__m256i*)p, (__m256i)v); }
+static FGRL_INLINE V lane_numbers() { return V{0, 1, 2, 3}; }
+static FGRL_INLINE V lanes_between(int64_t low, int64_t high) {  // low < lane <= high
+  const __m256i lane = (__m256i)lane_numbers();
+  return (V)_mm256_andnot_si256(_mm256_cmpgt_epi64(lane, _mm256_set1_epi64x(high)),
+                                _mm256_cmpgt_epi64(lane, _mm256_set1_epi64x(low)));
+}
+static FGRL_INLINE V shift_in(V v, uint64_t first) {
+  return (V)_mm256_blend_epi32(_mm256_permute4x64_epi64((__m256i)v, 0x90),
+                               _mm256_set1_epi64x(static_cast<int64_t>(first)), 0x03);
+}
+static FGRL_INLINE V skew(V now, V (&past)[7]) {
+  const V one = (V)_mm256_blend_epi32((__m256i)now, (__m256i)past[0], 0xcc);
+  past[0] = now;
+  const V two = (V)_mm256_blend_epi32((__m256i)one, (__m256i)past[2], 0xf0);
+  past[2] = past[1], past[1] = one;
+  return two;
+}
+static FGRL_INLINE uint64_t last_top_bit(V v) {   // in the top bit
+  return static_cast<uint64_t>(_mm256_movemask_pd((__m256d)v) >> 3) << 63;
+}
+#include "strip_loop.inc"
+}  // namespace avx2
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+
+}  // namespace fgrl
+#endif
+
+namespace fgrl {
+
+enum class Cpu { AUTO = 0, BASELINE = 1, AVX2 = 2, AVX512 = 3 };
+
+// The best instruction set that this CPU has, at most `wanted` unless that is AUTO.
+inline Cpu usable_cpu(Cpu wanted) {
+#ifdef FGRL_X86
+  const bool any = wanted == Cpu::AUTO;
+  if ((any || wanted == Cpu::AVX512) && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq")) {
+    return Cpu::AVX512;
+  }
+  if ((any || wanted >= Cpu::AVX2) && __builtin_cpu_supports("avx2")) return Cpu::AVX2;
+#endif
+  return Cpu::BASELINE;
+}
+
+// How to run a strip on one instruction set.
+struct StripRunner {
+  RunStrip run;
+  int lanes;
+  int skew;
+};
+
+inline StripRunner strip_runner(Cpu cpu, int64_t rows) {
+  // Two words do not fill the lanes of a vector; they run faster one after the other.
+  if (rows <= 64) return {run_strip_baseline<1>, 1, 0};
+  if (rows <= 128) return {run_strip_baseline<2>, 2, 0};
+#ifdef FGRL_X86
+  if (cpu == Cpu::AVX512) return {avx512::run_strip, avx512::COUNT, 1};
+  if (cpu == Cpu::AVX2) return {avx2::run_strip, avx2::COUNT, 1};
+#endif
+  return {run_strip_baseline<4>, 4, 0};
+}
+
+}  // namespace fgrl

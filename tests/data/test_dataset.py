@@ -25,13 +25,10 @@ def rows():
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 256])
-def test_in_memory_dataset_is_a_list_of_what_the_encoder_gives(real_edits, byte_bpe, batch_size):
-    pairs = list(read_pairs(real_edits))[:20]
+def test_in_memory_dataset_is_a_list_of_what_the_encoder_gives(rows, byte_bpe, batch_size):
     encoder = PairEncoder(byte_bpe, max_length=128)
-    rows = [
-        {"prompt": pair.prompt, "original": pair.original, "edited": pair.edited, "error_spans": spans}
-        for pair, spans in ((pair, pair.error_spans if at % 3 else None) for at, pair in enumerate(pairs))
-    ]
+    spans = (None, [], [[0, 1]])
+    rows = [{**row, "error_spans": spans[at % 3]} for at, row in enumerate(rows[:20])]
     expected = encoder(list(read_pairs(rows)))
     dataset = PairDataset(rows, encoder, batch_size=batch_size)
     assert len(dataset) == 20

@@ -11,10 +11,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from fgrl.data import PromptEncoder
+from fgrl.data import PromptEncoder, pad_token_id
 from fgrl.ops import token_advantages, whiten
 from fgrl.trainer.actor_critic import ActorCritic
 from fgrl.trainer.ppo_config import FineGrainedPPOConfig
+from fgrl.trainer.reward_batch import last_token
 from fgrl.trainer.reward_sources import RewardSource, Scores
 from fgrl.trainer.rollout import Completions, Rollout, before_tokens, completion_logprobs, sample
 
@@ -99,11 +100,10 @@ class RolloutMaker:
         if not prompt_ids:
             prompt_ids = self.encoder([row["prompt"] for row in rows])
         eos = tokenizer.eos_token_id
-        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else eos
         return sample(
             policy,
             prompt_ids,
-            pad_token_id=0 if pad is None else pad,
+            pad_token_id=pad_token_id(tokenizer),
             eos_token_ids=[] if eos is None else [eos],
             max_new_tokens=args.max_completion_length,
             temperature=args.temperature,
@@ -133,9 +133,7 @@ class RolloutMaker:
         """The rewards PPO sees: with `reward_level="sequence"` only the last token's, and the penalty for no EOS."""
         token, sequence = scores
         if self.args.reward_level == "sequence":
-            last = completions.completion_mask.sum(1, keepdim=True) - 1
-            positions = torch.arange(token.shape[1], device=token.device)
-            token = torch.where(positions == last, token, 0.0)
+            token = torch.where(last_token(completions.completion_mask), token, 0.0)
         if self.args.missing_eos_penalty is not None:
             sequence = torch.where(completions.finished, sequence, sequence - self.args.missing_eos_penalty)
         return Scores(token, sequence)

@@ -156,17 +156,16 @@ class TokenScalarModel(nn.Module):
     @property
     def is_gradient_checkpointing(self) -> bool:
         """Whether activations are recomputed in the backward pass."""
-        return bool(self.model.is_gradient_checkpointing)
+        return bool(_first_of(self.model, ("is_activation_checkpointing", "is_gradient_checkpointing")))
 
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
         """Recompute activations in the backward pass."""
-        _call_first(self.model, ("activation_checkpointing_enable", "gradient_checkpointing_enable"))(
-            gradient_checkpointing_kwargs
-        )
+        enable = _first_of(self.model, ("activation_checkpointing_enable", "gradient_checkpointing_enable"))
+        enable(gradient_checkpointing_kwargs)
 
     def gradient_checkpointing_disable(self) -> None:
         """Keep activations for the backward pass."""
-        _call_first(self.model, ("activation_checkpointing_disable", "gradient_checkpointing_disable"))()
+        _first_of(self.model, ("activation_checkpointing_disable", "gradient_checkpointing_disable"))()
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Write a plain Hugging Face checkpoint: config and safetensors.
@@ -228,5 +227,6 @@ def takes_position_ids(model: Any) -> bool:
     return "position_ids" in inspect.signature(model.base_model.forward).parameters
 
 
-def _call_first(model: nn.Module, names: tuple[str, ...]) -> Any:
+def _first_of(model: nn.Module, names: tuple[str, ...]) -> Any:
+    """The first attribute there is: transformers 5 renamed gradient to activation checkpointing on the way."""
     return next(getattr(model, name) for name in names if hasattr(model, name))

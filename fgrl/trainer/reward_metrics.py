@@ -76,7 +76,6 @@ class RankAUC:
         """Sum the counts of equal values, after cutting the bits that capacity costs (a monotone map)."""
         if self._dropped_bits:
             values = (values.view(torch.int32) >> self._dropped_bits << self._dropped_bits).view(torch.float32)
-        values = values + 0.0  # -0.0 becomes 0.0
         self._values, place = values.unique(return_inverse=True)
         self._counts = torch.zeros(len(self._values), 2, dtype=torch.int64).index_add_(0, place, counts)
 

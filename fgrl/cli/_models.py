@@ -15,13 +15,14 @@ if TYPE_CHECKING:
 
 
 def load_reward_model(
-    name: str, tokenizer_name: str | None, **options: Any
+    name: str, tokenizer_name: str | None, *, flag: str = "--model", **options: Any
 ) -> tuple[TokenRewardModel, PreTrainedTokenizerBase]:
     """The model and its tokenizer.
 
     Args:
         name: hub name, folder or `.gguf` file.
         tokenizer_name: the same for the tokenizer; None for that of the model.
+        flag: what error messages call `name`.
         **options: for `TokenRewardModel.from_pretrained`.
 
     Raises:
@@ -30,16 +31,17 @@ def load_reward_model(
     from fgrl.models import TokenRewardModel, load_tokenizer
     from fgrl.models.loading import check_vocabulary
 
-    with _usable("--tokenizer" if tokenizer_name else "--model", tokenizer_name or name):
+    with usable("--tokenizer" if tokenizer_name else flag, tokenizer_name or name):
         tokenizer = load_tokenizer(tokenizer_name or name)
-    with _usable("--model", name):
+    with usable(flag, name):
         model = TokenRewardModel.from_pretrained(name, **options)
         check_vocabulary(tokenizer, model.model)
     return model, tokenizer
 
 
 @contextmanager
-def _usable(flag: str, name: str) -> Iterator[None]:
+def usable(flag: str, name: str) -> Iterator[None]:
+    """Turn a failure to load `name` into a UsageError that names the flag."""
     try:
         yield
     except (OSError, ValueError) as error:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from fgrl.cli._common import UsageError, progress, require
 from fgrl.cli._models import load_reward_model
-from fgrl.cli.train_reward import parse_columns
+from fgrl.cli._training import parse_columns
 
 if TYPE_CHECKING:
     from fgrl.cli._scoring import ResponseReader, ScoredRow, ScoredSide

@@ -9,6 +9,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from fgrl.cli._common import UsageError, require
+from fgrl.cli._models import load_reward_model, usable
 from fgrl.cli._training import (
     add_run_arguments,
     build_config,
@@ -83,22 +84,24 @@ def _trainer(args: argparse.Namespace, config: FineGrainedPPOConfig) -> FineGrai
     from transformers import PrinterCallback
 
     from fgrl.data import read_prompts
-    from fgrl.models import TokenRewardModel, ValueModel, load_causal_lm, load_tokenizer
+    from fgrl.models import ValueModel, load_causal_lm, load_tokenizer
     from fgrl.trainer import FineGrainedPPOTrainer
     from fgrl.trainer.reward_sources import check_same_vocabulary
 
     loading: dict[str, Any] = {"attn_implementation": args.attn_implementation}
     if args.dtype is not None:
         loading["dtype"] = args.dtype
-    tokenizer = load_tokenizer(args.model)
+    with usable("--model", args.model):
+        policy, tokenizer = load_causal_lm(args.model, **loading), load_tokenizer(args.model)
     rewards: list[Any] = []
     for name in args.reward_model or []:
-        check_same_vocabulary(tokenizer, load_tokenizer(name))
-        rewards.append(TokenRewardModel.from_pretrained(name, **loading))
+        reward_model, reward_tokenizer = load_reward_model(name, None, flag="--reward-model", **loading)
+        check_same_vocabulary(tokenizer, reward_tokenizer)
+        rewards.append(reward_model)
     rewards += [_load_function(name) for name in args.reward_function or []]
     columns = parse_columns(args.column)
     trainer = FineGrainedPPOTrainer(
-        load_causal_lm(args.model, **loading),
+        policy,
         ref_model=load_causal_lm(args.ref_model, **loading) if args.ref_model else None,
         reward_model=rewards,
         value_model=ValueModel.from_pretrained(args.value_model, **loading) if args.value_model else None,

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from fgrl.models.attention import resolve_attention
-from fgrl.models.loading import split_gguf
+from fgrl.models.loading import gguf_options, mark_dense, split_gguf
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -28,7 +28,7 @@ def load_causal_lm(
     """
     name_or_path, gguf_file = split_gguf(name_or_path, kwargs.pop("gguf_file", None))
     if gguf_file is not None:
-        kwargs["gguf_file"] = gguf_file
+        kwargs = {**gguf_options(gguf_file), **kwargs}
     else:
         kwargs.setdefault("use_safetensors", True)
     dtype = kwargs.get("dtype")
@@ -37,4 +37,6 @@ def load_causal_lm(
     kwargs["attn_implementation"] = resolve_attention(
         attn_implementation, dtype if isinstance(dtype, torch.dtype) else None
     )
-    return AutoModelForCausalLM.from_pretrained(name_or_path, **kwargs)
+    model = AutoModelForCausalLM.from_pretrained(name_or_path, **kwargs)
+    mark_dense(model)
+    return model

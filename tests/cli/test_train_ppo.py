@@ -86,6 +86,7 @@ def test_a_reward_model_of_another_vocabulary_fails(
     other = copy.deepcopy(tiny_tokenizer)
     other.add_tokens(["<extra>"])
     reward = tmp_path / "reward"
+    tiny_causal_lm.resize_token_embeddings(len(other))
     TokenRewardModel.from_backbone(tiny_causal_lm).save_pretrained(reward)
     other.save_pretrained(reward)
     assert main(command(prompts, tiny_checkpoint, tmp_path / "out", "--reward-model", str(reward))) == 1

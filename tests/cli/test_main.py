@@ -64,7 +64,7 @@ def test_config_file_gives_defaults_that_flags_override(tmp_path: Path, capsys: 
 
 
 @pytest.mark.parametrize(
-    "content, message",
+    ("content", "message"),
     [
         ("no-such-option: 1\n", "'no-such-option' is not an option of fgrl doctor"),
         ("- a\n- list\n", "must be a mapping"),

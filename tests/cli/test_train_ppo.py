@@ -24,7 +24,15 @@ def prompts(tmp_path: Path) -> Path:
 
 def command(prompts: Path, model: Path, out: Path, *extra: str) -> list[str]:
     fixed = ["--cpu", "--quiet", "--max-steps", "2", "--num-ppo-epochs", "1", "--batch-size", "3"]
-    return ["train-ppo", str(prompts), "--model", str(model), "--out", str(out), "--max-completion-length", "4"] + [
+    return [
+        "train-ppo",
+        str(prompts),
+        "--model",
+        str(model),
+        "--out",
+        str(out),
+        "--max-completion-length",
+        "4",
         *fixed,
         *extra,
     ]
@@ -60,7 +68,7 @@ def test_reward_function_by_name(prompts: Path, tiny_checkpoint: Path, tmp_path:
 
 
 @pytest.mark.parametrize(
-    "options, message",
+    ("options", "message"),
     [
         ([], "there is no reward"),
         (["--reward-function", "nowhere"], "MODULE:FUNCTION"),

@@ -16,6 +16,7 @@ from fgrl.trainer.ppo_data import RolloutSampler  # noqa: E402
 from fgrl.trainer.rollout import sample  # noqa: E402
 
 TEXTS = ("the cat", "a dog ran", "who", "the sky is", "red", "on a mat")
+TEXTS = ("the cat", "a dog ran", "who", "the sky is", "red", "on a mat")
 PROMPTS = [{"prompt": text, "wanted": text[0]} for text in TEXTS]
 
 
@@ -272,7 +273,7 @@ def test_total_episodes_sets_the_number_of_steps(make_trainer: Any) -> None:
     assert make_trainer({"total_episodes": 10, "max_steps": -1}).args.max_steps == 8  # 4 rollouts of 3, 2 epochs each
 
 
-@pytest.mark.parametrize("size, group, repeats", [(5, 3, 2), (3, 8, 1), (6, 3, 4)])
+@pytest.mark.parametrize(("size", "group", "repeats"), [(5, 3, 2), (3, 8, 1), (6, 3, 4)])
 def test_sampler_repeats_each_group_and_drops_no_prompt(size: int, group: int, repeats: int) -> None:
     sampler = RolloutSampler(size, group, repeats, shuffle=True, seed=0)
     order = list(sampler)
@@ -294,7 +295,7 @@ def bad_shape(completions: list[str], **columns: Any) -> list[list[float]]:
 
 
 @pytest.mark.parametrize(
-    "arguments, message",
+    ("arguments", "message"),
     [
         ({"reward_model": None}, "reward_model is missing"),
         ({"reward_model": 3}, "reward_model is a int"),
@@ -310,7 +311,7 @@ def test_bad_arguments_are_one_clear_sentence(make_trainer: Any, arguments: dict
         make_trainer(**arguments)
 
 
-@pytest.mark.parametrize("function, message", [(bad_count, "returned 1 rewards"), (bad_shape, "shape \\[99\\]")])
+@pytest.mark.parametrize(("function", "message"), [(bad_count, "returned 1 rewards"), (bad_shape, "shape \\[99\\]")])
 def test_bad_rewards_name_the_function(make_trainer: Any, function: Any, message: str) -> None:
     with pytest.raises(ValueError, match=f"{function.__name__} .*{message}"):
         rollout_of(make_trainer(reward_model=function))
@@ -325,7 +326,7 @@ def test_a_reward_model_with_another_vocabulary_is_refused(make_trainer: Any, ti
 
 
 @pytest.mark.parametrize(
-    "option, value", [("num_ppo_epochs", 0), ("reward_level", "word"), ("total_episodes", 0), ("clip_low", -1.0)]
+    ("option", "value"), [("num_ppo_epochs", 0), ("reward_level", "word"), ("total_episodes", 0), ("clip_low", -1.0)]
 )
 def test_bad_options_name_themselves(option: str, value: Any, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=option):

@@ -6,9 +6,13 @@ WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 REQUIREMENTS := $(wildcard requirements/*.txt)
+CLANG ?= clang++
+FUZZ_SECONDS ?= 60
+FUZZ_FLAGS := -std=c++20 -O1 -g -fno-sanitize-recover=all
+FUZZ_SOURCE := tests/csrc/align_edits_fuzz.cpp
 EXTENSION := setup.py pyproject.toml $(wildcard csrc/*)
 
-.PHONY: demo test lint bench wheel clean
+.PHONY: demo test lint bench fuzz wheel clean
 
 demo: $(VENV)/.installed
 	$(BIN)/fgrl demo --out fgrl-demo
@@ -23,6 +27,17 @@ lint: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks run
+
+# Alignment headers only: needs no environment. libFuzzer comes with clang; other compilers run random inputs instead.
+fuzz:
+	mkdir -p build/fuzz/found
+	if command -v $(CLANG) >/dev/null; then \
+	  $(CLANG) $(FUZZ_FLAGS) -DFGRL_LIBFUZZER -fsanitize=fuzzer,address,undefined $(FUZZ_SOURCE) -o build/fuzz/fuzz && \
+	  build/fuzz/fuzz -max_total_time=$(FUZZ_SECONDS) -max_len=2000 build/fuzz/found tests/csrc/corpus; \
+	else \
+	  $(CXX) $(FUZZ_FLAGS) -fsanitize=address,undefined $(FUZZ_SOURCE) -o build/fuzz/fuzz -pthread && \
+	  FUZZ_SECONDS=$(FUZZ_SECONDS) build/fuzz/fuzz tests/csrc/corpus/*; \
+	fi
 
 wheel: $(VENV)/.installed
 	rm -rf build dist

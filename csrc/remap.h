@@ -10,34 +10,51 @@ namespace fgrl {
 // nothing needs to be cleared.
 template <typename Token>
 class Remap {
- public:
-  // Numbers the distinct `tokens` from 1 in order of first occurrence; returns how many there are.
-  uint32_t number(const Token* tokens, int64_t size, uint32_t* ids) {
-    reset(size);
-    uint32_t next = base_;
-    for (int64_t i = 0; i < size; ++i) {
-      Slot& slot = find(tokens[i]);
-      if (slot.number <= base_) slot = {tokens[i], ++next};
-      ids[i] = slot.number - base_;
-    }
-    used_ = next;
-    return next - base_;
-  }
-
-  // The numbers of `tokens`, 0 for those that were not numbered.
-  void look_up(const Token* tokens, int64_t size, uint32_t* ids) {
-    for (int64_t i = 0; i < size; ++i) {
-      const uint32_t number = find(tokens[i]).number;
-      ids[i] = number <= base_ ? 0 : number - base_;
-    }
-  }
-
- private:
   struct Slot {
     Token token;
     uint32_t number;
   };
 
+  struct View {  // in local variables, which no store can alias
+    Slot* slots;
+    uint64_t mask;
+    uint32_t base;
+    int shift;
+
+    // The slot of `token`, or the free one where it belongs.
+    Slot& find(Token token) const {
+      uint64_t at = static_cast<uint64_t>(token) * 0x9e3779b97f4a7c15u >> shift;
+      // One branch, taken on collisions only: whether a slot is free or has the token is anybody's guess.
+      while ((slots[at].number > base) & (slots[at].token != token)) at = (at + 1) & mask;
+      return slots[at];
+    }
+  };
+
+ public:
+  // Numbers the distinct `tokens` from 1 in order of first occurrence; returns how many there are.
+  uint32_t number(const Token* tokens, int64_t size, uint32_t* ids) {
+    reset(size);
+    const View view{slots_.data(), mask_, base_, shift_};
+    uint32_t next = view.base;
+    for (int64_t i = 0; i < size; ++i) {
+      Slot& slot = view.find(tokens[i]);
+      if (slot.number <= view.base) slot = {tokens[i], ++next};
+      ids[i] = slot.number - view.base;
+    }
+    used_ = next;
+    return next - view.base;
+  }
+
+  // The numbers of `tokens`, 0 for those that were not numbered.
+  void look_up(const Token* tokens, int64_t size, uint32_t* ids) {
+    const View view{slots_.data(), mask_, base_, shift_};
+    for (int64_t i = 0; i < size; ++i) {
+      const uint32_t number = view.find(tokens[i]).number;
+      ids[i] = number <= view.base ? 0 : number - view.base;
+    }
+  }
+
+ private:
   // Room for `size` distinct tokens in at most a quarter of the slots.
   void reset(int64_t size) {
     int bits = 6;
@@ -49,13 +66,6 @@ class Remap {
     }
     shift_ = 64 - bits;
     mask_ = (uint64_t{1} << bits) - 1;
-  }
-
-  // The slot of `token`, or the free one where it belongs.
-  Slot& find(Token token) {
-    uint64_t at = static_cast<uint64_t>(token) * 0x9e3779b97f4a7c15u >> shift_;
-    while (slots_[at].number > base_ && slots_[at].token != token) at = (at + 1) & mask_;
-    return slots_[at];
   }
 
   std::vector<Slot> slots_;

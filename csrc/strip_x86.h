@@ -5,6 +5,10 @@
 
 #if defined(__GNUC__) && defined(__x86_64__)
 #define FGRL_X86 1
+#if !defined(__clang__)  // GCC 12 warns of the undefined register in its own AVX-512 intrinsics
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 #define FGRL_INLINE inline __attribute__((always_inline))
 #include <immintrin.h>
 
@@ -85,6 +89,7 @@ static FGRL_INLINE uint64_t last_top_bit(V v) {   // in the top bit
 #pragma clang attribute pop
 #else
 #pragma GCC pop_options
+#pragma GCC diagnostic pop
 #endif
 
 }  // namespace fgrl

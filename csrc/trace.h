@@ -12,8 +12,8 @@
 // SUBSTITUTE, the rest DELETE or INSERT. No pair so substituted is equal, or a cheaper path would exist.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
-#include <cstring>
 
 #include "equal_run.h"
 
@@ -36,10 +36,10 @@ struct Labels {
   // Labels one run of edits; returns its cost.
   int64_t run(int64_t i1, int64_t i2, int64_t j1, int64_t j2) const {
     const int64_t p = i2 - i1, q = j2 - j1, both = p < q ? p : q;
-    std::memset(original + i1, SUBSTITUTE, both);
-    std::memset(edited + j1, SUBSTITUTE, both);
-    std::memset(original + i1 + both, DELETE, p - both);
-    std::memset(edited + j1 + both, INSERT, q - both);
+    std::fill_n(original + i1, both, SUBSTITUTE);
+    std::fill_n(edited + j1, both, SUBSTITUTE);
+    std::fill_n(original + i1 + both, p - both, DELETE);
+    std::fill_n(edited + j1 + both, q - both, INSERT);
     return p + q - both;
   }
 };

@@ -24,18 +24,8 @@ def prompts(tmp_path: Path) -> Path:
 
 def command(prompts: Path, model: Path, out: Path, *extra: str) -> list[str]:
     fixed = ["--cpu", "--quiet", "--max-steps", "2", "--num-ppo-epochs", "1", "--batch-size", "3"]
-    return [
-        "train-ppo",
-        str(prompts),
-        "--model",
-        str(model),
-        "--out",
-        str(out),
-        "--max-completion-length",
-        "4",
-        *fixed,
-        *extra,
-    ]
+    places = ["--model", str(model), "--out", str(out), "--max-completion-length", "4"]
+    return ["train-ppo", str(prompts), *places, *fixed, *extra]
 
 
 def test_trains_with_a_reward_model_and_writes_policy_and_metrics(

@@ -16,7 +16,6 @@ from fgrl.trainer.ppo_data import RolloutSampler  # noqa: E402
 from fgrl.trainer.rollout import sample  # noqa: E402
 
 TEXTS = ("the cat", "a dog ran", "who", "the sky is", "red", "on a mat")
-TEXTS = ("the cat", "a dog ran", "who", "the sky is", "red", "on a mat")
 PROMPTS = [{"prompt": text, "wanted": text[0]} for text in TEXTS]
 
 
@@ -32,7 +31,7 @@ def prefer_low_ids(completion_ids: list[list[int]], **columns: Any) -> list[list
 
 @pytest.fixture
 def make_trainer(tiny_causal_lm: Any, tiny_tokenizer: Any, tmp_path: Path) -> Any:
-    """Builds a trainer around a copy of the tiny model; keyword arguments go to the trainer, `config` to its options."""
+    """Builds a trainer around a copy of the tiny model; keywords go to the trainer, `config` to its options."""
 
     def make(config: dict[str, Any] | None = None, **kwargs: Any) -> FineGrainedPPOTrainer:
         options = {

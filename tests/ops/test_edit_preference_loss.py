@@ -88,6 +88,13 @@ def test_far_apart_scores_stay_finite(gap: float) -> None:
     assert float(chosen.grad) == (-1.0 if gap < 0 else 0.0)
 
 
+def test_margins_carry_no_gradient() -> None:
+    rewards, edits = torch.randn(2, 3, requires_grad=True), torch.ones(2, 3)
+    loss, margins = fgrl.ops.edit_preference_loss(rewards, -rewards, edits, edits)
+    assert loss.requires_grad
+    assert not margins.requires_grad
+
+
 def test_edits_outside_the_mask_do_not_count() -> None:
     rewards, edits = torch.tensor([[1.0, 5.0]]), torch.ones(1, 2)
     margins = fgrl.ops.edit_preference_loss(

@@ -237,6 +237,15 @@ def test_the_log_ratio_is_clamped_at_20() -> None:
     assert logprobs.grad.tolist() == [[0.0, 0.0]]
 
 
+def test_the_importance_weight_is_clamped_at_20_nats() -> None:
+    logprobs, rollout = torch.zeros(1, 2), torch.tensor([[-100.0, 100.0]])
+    advantages = torch.tensor([[-1.0, 0.0]])
+    loss = fgrl.ops.ppo_loss(logprobs, logprobs, advantages, rollout_logprobs=rollout).loss
+    torch.testing.assert_close(loss, torch.tensor(20.0).exp() / 2)
+    loss = fgrl.ops.ppo_loss(logprobs, logprobs, advantages.flip(1), rollout_logprobs=rollout).loss
+    torch.testing.assert_close(loss, torch.tensor(-20.0).exp() / 2, rtol=1e-5, atol=0)
+
+
 def test_advantages_and_the_other_policies_are_constants() -> None:
     """Passing the same tensor as `logprobs` and `old_logprobs` is on-policy, and not a zero gradient."""
     logprobs, advantages, ref = (torch.randn(2, 3, requires_grad=True) for _ in range(3))

@@ -115,6 +115,17 @@ def test_the_sequence_reward_goes_to_the_last_valid_token_as_it_is() -> None:
     assert result.advantages.tolist() == [[0, 0, 0, 7, 0], [8, 0, 0, 0, 0], [0, 0, 0, 0, 0]]
 
 
+def test_the_sequence_reward_of_a_sequence_without_valid_tokens_is_not_seen() -> None:
+    rewards = torch.tensor([1.0, float("nan")], requires_grad=True)
+    result = fgrl.ops.token_advantages(
+        None, torch.zeros(2, 2), None, None, torch.tensor([[1, 1], [0, 0]]), sequence_rewards=rewards
+    )
+    (result.advantages.sum() + result.moments.sum()).backward()
+    assert result.advantages[1].tolist() == [0.0, 0.0]
+    assert rewards.grad is not None
+    assert rewards.grad[1] == 0
+
+
 def test_rewards_on_the_last_token_alone_are_ordinary_ppo() -> None:
     inputs, mask = draw((3, 7)), make_mask("tails", (3, 7))
     assert mask is not None

@@ -1,0 +1,170 @@
+"""What the demo reports: the content of `report.json`, the samples of the heat map, the table printed last."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fgrl.demo.evaluate import HUMAN, Judged, heldout_prompts, warnings, win_rate
+
+SHOWN_SAMPLES = 6
+_WINS = (
+    ("fine_grained_vs_start", "fine_grained", "start"),
+    ("sequence_vs_start", "sequence", "start"),
+    ("fine_grained_vs_sequence", "fine_grained", "sequence"),
+)
+_COLUMNS = (
+    ("errors_per_100_words", "wrong/100 words", "{:.2f}"),
+    ("perplexity", "perplexity", "{:.1f}"),
+    ("perplexity_corrected", "corrected", "{:.1f}"),
+    ("distinct2", "distinct-2", "{:.3f}"),
+    ("words", "words", "{:.1f}"),
+    ("tokens", "tokens", "{:.1f}"),
+    ("kl", "KL", "{:.1f}"),
+)
+
+
+@dataclass(frozen=True)
+class ScoredText:
+    """A response with the token reward model's reward of each token.
+
+    Attributes:
+        policy: whose response it is.
+        tokens: text of each token; joined, they are the response.
+        rewards: reward of each token.
+        wrong: whether the token is part of a word that the annotator would change.
+        corrected: the response as the annotator would leave it.
+    """
+
+    policy: str
+    tokens: list[str]
+    rewards: list[float]
+    wrong: list[bool]
+    corrected: str
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A held-out prompt and the responses of every policy to it."""
+
+    prompt: str
+    responses: list[ScoredText]
+
+
+def build_report(
+    *,
+    config: Mapping[str, Any],
+    corpus: Mapping[str, Any],
+    pretraining: Mapping[str, Any],
+    pairs: int,
+    rewards: Mapping[str, Mapping[str, Any]],
+    ppo: Mapping[str, Any],
+    judged: Mapping[str, Judged],
+    versions: Mapping[str, str],
+    stages: Mapping[str, float],
+    seconds: float,
+) -> dict[str, Any]:
+    """The content of `report.json`, in JSON types."""
+    policies = {name: judged[name].metrics for name in judged if name != HUMAN}
+    return {
+        "seed": config["seed"],
+        "seconds": seconds,
+        "seconds_per_stage": dict(stages),
+        "pairs": pairs,
+        "reward_model": {level: dict(metrics) for level, metrics in rewards.items()},
+        "policy": policies,
+        "human": judged[HUMAN].metrics,
+        "win_rate": {
+            key: win_rate(judged[ours].error_rates, judged[theirs].error_rates) for key, ours, theirs in _WINS
+        },
+        "prompts": len(judged["start"].responses),
+        "warnings": warnings(policies),
+        "corpus": dict(corpus),
+        "pretraining": dict(pretraining),
+        "ppo": dict(ppo),
+        "config": dict(config),
+        "versions": dict(versions),
+    }
+
+
+def write_json(path: Path, report: Mapping[str, Any]) -> None:
+    """Write `report.json`."""
+    path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+def score_samples(config: Any, folder: Path, judged: Mapping[str, Judged]) -> list[Sample]:
+    """The responses to the first held-out prompts, scored by the token reward model.
+
+    The first ones, whatever they are: nothing is picked.
+    """
+    import torch
+
+    from fgrl.demo.stages import load_tokenizer, read_text, reward_folder
+    from fgrl.models import TokenRewardModel
+
+    corpus, annotator = read_text(config)
+    tokenizer = load_tokenizer(folder)
+    model = TokenRewardModel.from_pretrained(folder / reward_folder("token")).eval()
+
+    def score(policy: str, prompt: str, response: str) -> ScoredText:
+        prompt_ids = tokenizer(prompt)["input_ids"]
+        encoded = tokenizer(response, return_offsets_mapping=True)
+        with torch.no_grad():
+            rewards = model(torch.tensor([prompt_ids + encoded["input_ids"]]))[0, len(prompt_ids) :].tolist()
+        spans = annotator.wrong_spans(response, complete=False)
+        ends = [end for _, end in encoded["offset_mapping"]]
+        starts = [0, *ends[:-1]]
+        return ScoredText(
+            policy=policy,
+            tokens=[response[start:end] for start, end in zip(starts, ends, strict=True)],
+            rewards=rewards,
+            wrong=[
+                any(left < end and start < right for left, right in spans) for start, end in encoded["offset_mapping"]
+            ],
+            corrected=annotator.correct(response, complete=False),
+        )
+
+    return [
+        Sample(prompt, [score(name, prompt, judged[name].responses[i]) for name in judged if name != HUMAN])
+        for i, prompt in enumerate(heldout_prompts(config, corpus)[:SHOWN_SAMPLES])
+    ]
+
+
+def policy_rows(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the table of policies, as text."""
+    header = ["", *(title for _, title, _ in _COLUMNS)]
+    rows = [(HUMAN, report["human"]), *report["policy"].items()]
+    return header, [
+        [name.replace("_", "-"), *(form.format(metrics[key]) for key, _, form in _COLUMNS)] for name, metrics in rows
+    ]
+
+
+def win_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """`(who against whom, win rate)`."""
+    return [(key.replace("_vs_", " vs ").replace("_", "-"), f"{rate:.3f}") for key, rate in report["win_rate"].items()]
+
+
+def format_table(report: Mapping[str, Any]) -> str:
+    """The short table that the demo prints last."""
+    header, rows = policy_rows(report)
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+
+    def line(cells: list[str]) -> str:
+        return "  ".join([cells[0].ljust(widths[0]), *map(str.rjust, cells[1:], widths[1:])])
+
+    token, sequence = report["reward_model"]["token"], report["reward_model"]["sequence"]
+    lines = [
+        line(header),
+        *map(line, rows),
+        "",
+        "win rate  " + "   ".join(f"{name} {rate}" for name, rate in win_rows(report)),
+        f"reward model  token: pair accuracy {token['pair_accuracy']:.3f}, edit AUC {token['edit_auc']:.3f}"
+        f"   sequence: pair accuracy {sequence['pair_accuracy']:.3f}",
+        *(f"warning: {sentence}" for sentence in report["warnings"]),
+        f"{report['prompts']} held-out prompts, {report['pairs']} edited pairs, seed {report['seed']}, "
+        f"{report['seconds']:.0f} s",
+    ]
+    return "\n".join(lines)

@@ -73,8 +73,8 @@ class PPOLossConfig:
         kl_coef: weight of the KL term against `ref_logprobs`, at least 0.
         kl_estimator: "k1", "k2", "k3" or "abs" (http://joschu.net/blog/kl-approx.html), differentiated as written.
             As a loss that is right for k2 only: k1's gradient has mean 0, k3's and "abs"'s are biased. With a "+" the
-            value stays and the gradient is k2's, whose expectation is the gradient of the KL; off-policy both carry
-            the ratio (clamped as in the loss, without gradient), because the samples are the old policy's.
+            value stays and the gradient is k2's, whose expectation is the gradient of the KL; off-policy that gradient
+            carries the ratio (clamped as in the loss), because the samples are the old policy's.
         entropy_coef: weight of the entropy bonus.
         importance_cap: upper bound of the rollout importance weight (truncated importance sampling), greater than 0;
             None for no bound.

@@ -236,9 +236,9 @@ def ppo_loss(
             clipped[t], lower[t] = token["clipped"], token["lower"]
             log_ratio[t] = -math.log(token["ratio"])
             if ref is not None:
-                # The "+" estimators carry the importance weight of the update, which is the ratio.
+                # The gradient of a "+" estimator carries the importance weight of the update, which is the ratio.
                 carried = token["ratio"] if kl_estimator.endswith("+") else 1.0
-                kl[t] = carried * kl_value(kl_estimator, float(logprobs[t]), float(ref[t]))
+                kl[t] = kl_value(kl_estimator, float(logprobs[t]), float(ref[t]))
                 slopes[t] += kl_coef * carried * kl_slope(kl_estimator, float(logprobs[t]), float(ref[t]))
     weights = weight_of_token(sequences, aggregation, normalizer, size)
     valid = [t for tokens in sequences for t in tokens]

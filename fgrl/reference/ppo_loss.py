@@ -144,11 +144,11 @@ def _kl_term(logp: Tensor, ref: Tensor, ratio: Tensor, estimator: KLEstimator) -
     """The KL estimate as a loss term.
 
     Differentiated as written, k1 has a gradient of mean 0 and k3 one that is not the gradient of KL(policy || ref);
-    k2's is, in expectation over the policy's own samples. A "+" keeps the value and takes that gradient, and weights
-    the term by the ratio (without gradient), because off-policy the samples are the old policy's.
+    k2's is, in expectation over the policy's own samples. A "+" keeps the value and takes that gradient, weighted by
+    the ratio as a constant, because off-policy the samples are the old policy's.
     """
     value = kl_value(logp, ref, estimator)
     if not estimator.endswith("+"):
         return value
     carrier = kl_value(logp, ref, "k2")
-    return ratio.detach() * (value.detach() + (carrier - carrier.detach()))
+    return value.detach() + ratio.detach() * (carrier - carrier.detach())

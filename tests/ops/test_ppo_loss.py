@@ -143,6 +143,17 @@ def test_a_plus_keeps_the_value_on_policy_and_takes_the_gradient_of_k2(estimator
         assert not torch.allclose(plain[1]["logprobs"], plus[1]["logprobs"])
 
 
+@pytest.mark.parametrize("estimator", ["k1", "k2", "k3", "abs"])
+def test_a_plus_keeps_the_value_off_policy_too(estimator: str) -> None:
+    inputs = draw((3, 7), torch.float32)
+    losses = [
+        fgrl.ops.ppo_loss(**inputs, config=PPOLossConfig(kl_coef=1.0, kl_estimator=name))
+        for name in (estimator, estimator + "+")
+    ]
+    assert torch.equal(losses[0].stats["kl"], losses[1].stats["kl"])
+    assert torch.equal(losses[0].loss, losses[1].loss)
+
+
 def test_the_gradient_of_a_plus_estimator_is_unbiased() -> None:
     """Summed over a whole vocabulary with the sampling probabilities, it is the gradient of the exact KL."""
     logits = torch.randn(1, 9, dtype=torch.float64)

@@ -55,9 +55,7 @@ class _Progress:
         self._redraws = sys.stderr.isatty()
 
     def __call__(self, stage: str, share: float) -> None:
-        if not self._redraws and 0.0 < share < 1.0:
-            return
-        if not self._redraws and share == 0.0:
+        if share < 1.0 and not self._redraws:
             return
         end = "\n" if share >= 1.0 else ""
         seconds = time.monotonic() - self._start

@@ -63,7 +63,7 @@ class PPOConfig:
     mini_batches: int = 1
     learning_rate: float = 1e-3
     value_learning_rate: float = 2e-3
-    kl_coef: float = 0.3
+    kl_coef: float = 0.15
     fine_grained_lam: float = 0.0
     sequence_lam: float = 0.95
 

@@ -17,7 +17,7 @@ from importlib import resources
 WORD = re.compile(r"[a-z]+(?:'[a-z]+)*")
 _PLAIN_TOKEN = re.compile(r"[a-z]+(?:['._/-][a-z]+)*[.,;:!?]?")
 _SENTENCE_END = re.compile(r"(?<=[.!?:])\s+(?=[A-Z\"\u201c(*`])")
-_MARKUP = re.compile(r"\[\d+\]|[\"\u201c\u201d*`()\[\]]")
+_MARKUP = re.compile(r"\s*\[\d+\]|[\"\u201c\u201d*`()\[\]]")
 _BULLET = re.compile(r"^(?:[*•]|\d+\.)\s+")
 _UNDERLINE = frozenset("*=-~^+|")
 _MIN_SENTENCE_WORDS = 4

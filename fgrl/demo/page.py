@@ -7,7 +7,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from fgrl.demo.report import Sample, ScoredText, policy_rows, win_rows
+from fgrl.demo.report import policy_rows, win_rows
+from fgrl.demo.samples import Sample, ScoredText
 from fgrl.demo.svg import line_chart
 
 _STYLE = """

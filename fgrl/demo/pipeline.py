@@ -40,20 +40,21 @@ def run_demo(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     clock = _Clock(on_progress)
-    with JobRunner(config.workers, clock.share) as runner:
+    with JobRunner(config.workers, clock.job_share) as runner:
         return _run(config, folder, runner, clock, started)
 
 
 def _run(config: DemoConfig, folder: Path, runner: JobRunner, clock: _Clock, started: float) -> dict[str, Any]:
     from fgrl.demo import evaluate, stages
     from fgrl.demo.page import write_page
-    from fgrl.demo.report import build_report, score_samples, write_json
+    from fgrl.demo.report import SHOWN_SAMPLES, build_report, write_json
+    from fgrl.demo.samples import score_samples
 
     def both(function: Callable[..., Any], *choices: Any) -> list[Any]:
         return runner.run([Job(function, (config, folder, choice)) for choice in choices])
 
     with clock.stage("prose and tokenizer"):
-        corpus = stages.tokenizer_stage(config, folder)
+        corpus, _ = runner.run([Job(stages.tokenizer_stage, (config, folder)), Job(stages.warm_up, ())])
     with clock.stage("pre-training"):
         pretraining = dict(
             zip(("start", "clean_prose_model"), both(stages.pretrain_stage, stages.START, stages.JUDGE), strict=True)
@@ -71,7 +72,8 @@ def _run(config: DemoConfig, folder: Path, runner: JobRunner, clock: _Clock, sta
     with clock.stage("evaluation"):
         names = (stages.START, stages.policy_folder("sequence"), stages.policy_folder("token"), evaluate.HUMAN)
         judged = dict(zip((*POLICIES, evaluate.HUMAN), both(evaluate.judge_stage, *names), strict=True))
-        samples = score_samples(config, folder, judged)
+        responses = {name: judged[name].responses[:SHOWN_SAMPLES] for name in POLICIES}
+        (samples,) = runner.run([Job(score_samples, (config, folder, responses))])
     report = build_report(
         config=asdict(config),
         corpus=corpus,
@@ -100,13 +102,17 @@ class _Clock:
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         self._stage = name
-        self.share(0.0)
+        self._show(0.0)
         start = time.perf_counter()
         yield
         self.seconds[name] = time.perf_counter() - start
-        self.share(1.0)
+        self._show(1.0)
 
-    def share(self, share: float) -> None:
+    def job_share(self, share: float) -> None:
+        """A stage is not done before its last line is."""
+        self._show(min(share, 0.99))
+
+    def _show(self, share: float) -> None:
         if self._on_progress is not None:
             self._on_progress(self._stage, share)
 

@@ -1,14 +1,13 @@
-"""What the demo reports: the content of `report.json`, the samples of the heat map, the table printed last."""
+"""What the demo reports: the content of `report.json` and the table printed last."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fgrl.demo.evaluate import HUMAN, Judged, heldout_prompts, warnings, win_rate
+from fgrl.demo.evaluate import HUMAN, Judged, warnings, win_rate
 
 SHOWN_SAMPLES = 6
 _WINS = (
@@ -25,33 +24,6 @@ _COLUMNS = (
     ("tokens", "tokens", "{:.1f}"),
     ("kl", "KL", "{:.1f}"),
 )
-
-
-@dataclass(frozen=True)
-class ScoredText:
-    """A response with the token reward model's reward of each token.
-
-    Attributes:
-        policy: whose response it is.
-        tokens: text of each token; joined, they are the response.
-        rewards: reward of each token.
-        wrong: whether the token is part of a word that the annotator would change.
-        corrected: the response as the annotator would leave it.
-    """
-
-    policy: str
-    tokens: list[str]
-    rewards: list[float]
-    wrong: list[bool]
-    corrected: str
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A held-out prompt and the responses of every policy to it."""
-
-    prompt: str
-    responses: list[ScoredText]
 
 
 def build_report(
@@ -93,44 +65,6 @@ def build_report(
 def write_json(path: Path, report: Mapping[str, Any]) -> None:
     """Write `report.json`."""
     path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-
-
-def score_samples(config: Any, folder: Path, judged: Mapping[str, Judged]) -> list[Sample]:
-    """The responses to the first held-out prompts, scored by the token reward model.
-
-    The first ones, whatever they are: nothing is picked.
-    """
-    import torch
-
-    from fgrl.demo.stages import load_tokenizer, read_text, reward_folder
-    from fgrl.models import TokenRewardModel
-
-    corpus, annotator = read_text(config)
-    tokenizer = load_tokenizer(folder)
-    model = TokenRewardModel.from_pretrained(folder / reward_folder("token")).eval()
-
-    def score(policy: str, prompt: str, response: str) -> ScoredText:
-        prompt_ids = tokenizer(prompt)["input_ids"]
-        encoded = tokenizer(response, return_offsets_mapping=True)
-        with torch.no_grad():
-            rewards = model(torch.tensor([prompt_ids + encoded["input_ids"]]))[0, len(prompt_ids) :].tolist()
-        spans = annotator.wrong_spans(response, complete=False)
-        ends = [end for _, end in encoded["offset_mapping"]]
-        starts = [0, *ends[:-1]]
-        return ScoredText(
-            policy=policy,
-            tokens=[response[start:end] for start, end in zip(starts, ends, strict=True)],
-            rewards=rewards,
-            wrong=[
-                any(left < end and start < right for left, right in spans) for start, end in encoded["offset_mapping"]
-            ],
-            corrected=annotator.correct(response, complete=False),
-        )
-
-    return [
-        Sample(prompt, [score(name, prompt, judged[name].responses[i]) for name in judged if name != HUMAN])
-        for i, prompt in enumerate(heldout_prompts(config, corpus)[:SHOWN_SAMPLES])
-    ]
 
 
 def policy_rows(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:

@@ -62,7 +62,11 @@ def training_prompts(config: DemoConfig, corpus: Corpus) -> list[str]:
     return make_prompts(corpus.train, config.text.prompt_words, random.Random(f"{config.seed}-prompts"))
 
 
-def tokenizer_stage(config: DemoConfig, folder: Path) -> dict[str, Any]:
+def warm_up(tick: Tick) -> None:
+    """Nothing but the imports of this module: a process that starts with it is ready when the first stage comes."""
+
+
+def tokenizer_stage(config: DemoConfig, folder: Path, tick: Tick) -> dict[str, Any]:
     """Train the tokenizer that all models share, on prose with mistakes."""
     corpus, _ = read_text(config)
     texts = (sentence + " " for document in noisy_prose(config, corpus) for sentence in document)

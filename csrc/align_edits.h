@@ -80,7 +80,7 @@ class Aligner {
 };
 
 // Aligns `batch` pairs, the ones with most work first. `parallel(tasks, f)` calls f() `tasks` times, on as many threads
-// as it likes. The labels must be KEEP on entry.
+// as it likes.
 template <typename Token, typename Parallel>
 void align_batch(Packed<Token> original, Packed<Token> edited, int64_t batch, int64_t num_threads, Path path,
                  int64_t* distance, uint8_t* original_ops, uint8_t* edited_ops, Parallel&& parallel) {
@@ -89,6 +89,8 @@ void align_batch(Packed<Token> original, Packed<Token> edited, int64_t batch, in
   const auto work = [&](int64_t pair) {
     return static_cast<double>(original[pair].size) * static_cast<double>(edited[pair].size);
   };
+  // Waking a thread takes as long as aligning some thousand tokens.
+  num_threads = std::min(num_threads, 1 + (original.cu_seqlens[batch] + edited.cu_seqlens[batch]) / 8192);
   if (num_threads > 1) {
     std::stable_sort(order.begin(), order.end(), [&](int64_t x, int64_t y) { return work(x) > work(y); });
   }
@@ -97,8 +99,11 @@ void align_batch(Packed<Token> original, Packed<Token> edited, int64_t batch, in
     Aligner<Token> aligner(path);
     for (int64_t at = next++; at < batch; at = next++) {
       const int64_t pair = order[at];
+      const Core<Token> a = original[pair], b = edited[pair];
       const Labels labels{original_ops + original.cu_seqlens[pair], edited_ops + edited.cu_seqlens[pair]};
-      distance[pair] = aligner.align(original[pair], edited[pair], labels);
+      std::fill_n(labels.original, a.size, KEEP);
+      std::fill_n(labels.edited, b.size, KEEP);
+      distance[pair] = aligner.align(a, b, labels);
     }
   });
 }

@@ -53,8 +53,6 @@ std::tuple<Tensor, Tensor, Tensor> align_edits(const Tensor& original, const Ten
   Tensor distance = empty(batch, ScalarType::Long);
   Tensor original_ops = empty(original.numel(), ScalarType::Byte);
   Tensor edited_ops = empty(edited.numel(), ScalarType::Byte);
-  torch::stable::zero_(original_ops);
-  torch::stable::zero_(edited_ops);
 
   const auto parallel = [](int64_t tasks, const auto& run) {
     torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {

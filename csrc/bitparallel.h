@@ -31,18 +31,31 @@ class BitParallel {
     symbols_ = remap_.number(rows.tokens, rows.size, row_ids_.data());
     remap_.look_up(columns.tokens, columns.size, column_ids_.data());
     prepare();
-    const unsigned down = swapped ? MAY_INSERT : MAY_DELETE, right = swapped ? MAY_DELETE : MAY_INSERT;
-    return trace_back(a, b, prefix, labels, [&](int64_t i, int64_t j) {
-      const int64_t row = (swapped ? j : i) - 1, column = (swapped ? i : j) - 1;
-      if (row < tile_row_ || column < tile_column_) load_moves(row, column);
-      const int64_t lane = (row - tile_row_) / 64, t = column - tile_column_ + lane * runner_.skew;
-      const uint64_t* words = moves_.data() + t * 2 * runner_.lanes + lane;
-      return (words[0] >> (row % 64) & 1) * down | (words[runner_.lanes] >> (row % 64) & 1) * right;
-    });
+    return swapped ? trace<true>(a, b, prefix, labels) : trace<false>(a, b, prefix, labels);
   }
 
  private:
   static constexpr int64_t BLOCK = 512;
+
+  template <bool SWAPPED>
+  int64_t trace(Core<Token> a, Core<Token> b, int64_t prefix, const Labels& labels) {
+    constexpr unsigned DOWN = SWAPPED ? MAY_INSERT : MAY_DELETE, RIGHT = SWAPPED ? MAY_DELETE : MAY_INSERT;
+    const int64_t lanes = runner_.lanes, skew = runner_.skew;
+    int64_t first_row = rows(), first_column = columns();  // of the loaded tile: none yet
+    const uint64_t* tile_moves = nullptr;
+    return trace_back(a, b, prefix, labels, [&](int64_t i, int64_t j) {
+      const int64_t row = (SWAPPED ? j : i) - 1, column = (SWAPPED ? i : j) - 1;
+      if (row < first_row || column < first_column) {
+        load_moves(row, column);
+        first_row = row - row % (64 * lanes), first_column = column - column % BLOCK;
+        tile_moves = moves_.data();
+      }
+      const int64_t lane = (row - first_row) / 64, t = column - first_column + lane * skew;
+      const uint64_t* at = tile_moves + t * 2 * lanes + lane;
+      return static_cast<unsigned>(at[0] >> (row % 64) & 1) * DOWN |
+             static_cast<unsigned>(at[lanes] >> (row % 64) & 1) * RIGHT;
+    });
+  }
 
   int64_t rows() const { return static_cast<int64_t>(row_ids_.size()); }
   int64_t columns() const { return static_cast<int64_t>(column_ids_.size()); }
@@ -61,7 +74,6 @@ class BitParallel {
     edges_n_.resize(strips_ * blocks_ * runner_.lanes);
     symbol_.assign(symbols_ + 1, 0);
     loaded_strip_ = -1;
-    tile_row_ = rows(), tile_column_ = columns();
     for (int64_t strip = 0; strip < strips_; ++strip) {
       uint64_t* edge_p = edges_p_.data() + strip * blocks_ * runner_.lanes;
       uint64_t* edge_n = edges_n_.data() + strip * blocks_ * runner_.lanes;
@@ -91,8 +103,6 @@ class BitParallel {
   // Computes the moves of the tile around a cell, as far as that cell's column: the path only goes left and up.
   void load_moves(int64_t row, int64_t column) {
     const int64_t strip = row / (64 * runner_.lanes), block = column / BLOCK;
-    tile_row_ = strip * 64 * runner_.lanes;
-    tile_column_ = block * BLOCK;
     if (strip != loaded_strip_) load_strip(strip);
     Strip run = tile(strip, block, column + 1);
     run.vp = edges_p_.data() + (strip * blocks_ + block) * runner_.lanes;
@@ -145,9 +155,8 @@ class BitParallel {
   std::vector<uint64_t> match_;                    // [entries][lanes] of the loaded strip
   std::vector<uint64_t> borders_p_, borders_n_;    // [strips][words]: horizontal differences above each strip
   std::vector<uint64_t> edges_p_, edges_n_;        // [strips][blocks][lanes]: vertical differences left of each tile
-  std::vector<uint64_t> moves_;                    // of the tile whose first cell is (tile_row_, tile_column_)
+  std::vector<uint64_t> moves_;                    // of the loaded tile
   int64_t strips_ = 0, blocks_ = 0, border_words_ = 0, loaded_strip_ = -1;
-  int64_t tile_row_ = 0, tile_column_ = 0;
   uint32_t symbols_ = 0;
 };
 

@@ -1,6 +1,7 @@
 // Tokens of one pair renumbered densely, so that tables indexed by token stay small whatever the vocabulary.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -21,9 +22,11 @@ class Remap {
     uint32_t base;
     int shift;
 
+    uint64_t home(Token token) const { return static_cast<uint64_t>(token) * 0x9e3779b97f4a7c15u >> shift; }
+
     // The slot of `token`, or the free one where it belongs.
     Slot& find(Token token) const {
-      uint64_t at = static_cast<uint64_t>(token) * 0x9e3779b97f4a7c15u >> shift;
+      uint64_t at = home(token);
       // One branch, taken on collisions only: whether a slot is free or has the token is anybody's guess.
       while ((slots[at].number > base) & (slots[at].token != token)) at = (at + 1) & mask;
       return slots[at];
@@ -49,8 +52,14 @@ class Remap {
   void look_up(const Token* tokens, int64_t size, uint32_t* ids) {
     const View view{slots_.data(), mask_, base_, shift_};
     for (int64_t i = 0; i < size; ++i) {
-      const uint32_t number = view.find(tokens[i]).number;
-      ids[i] = number <= view.base ? 0 : number - view.base;
+      const uint64_t at = view.home(tokens[i]);
+      const Slot first = view.slots[at], second = view.slots[(at + 1) & view.mask];
+      const bool first_taken = first.number > view.base, second_taken = second.number > view.base;
+      const bool here = first_taken & (first.token == tokens[i]), next = second_taken & (second.token == tokens[i]);
+      // Whether a slot is free or has the token is anybody's guess, so both are looked at without branching.
+      uint32_t number = here ? first.number : first_taken & next ? second.number : view.base;
+      if (first_taken & !here & second_taken & !next) number = std::max(view.find(tokens[i]).number, view.base);
+      ids[i] = number - view.base;
     }
   }
 

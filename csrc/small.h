@@ -33,19 +33,16 @@ static FGRL_INLINE uint64_t match_word(const int32_t* rows, int32_t token) {
 }  // namespace sse2
 
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512dq"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512dq,avx512bw"))), apply_to = function)
 #else
 #pragma GCC push_options
-#pragma GCC target("avx512f,avx512dq")
+#pragma GCC target("avx512f,avx512dq,avx512bw")
 #endif
 namespace avx512 {
 static FGRL_INLINE uint64_t match_word(const int32_t* rows, int32_t token) {
   const __m512i wanted = _mm512_set1_epi32(token);
-  uint64_t word = 0;
-  for (int at = 0; at < 64; at += 16) {
-    word |= static_cast<uint64_t>(_mm512_cmpeq_epi32_mask(_mm512_loadu_si512(rows + at), wanted)) << at;
-  }
-  return word;
+  const auto same = [&](int at) { return _mm512_cmpeq_epi32_mask(_mm512_loadu_si512(rows + at), wanted); };
+  return _mm512_kunpackd(_mm512_kunpackw(same(48), same(32)), _mm512_kunpackw(same(16), same(0)));
 }
 #include "small_loop.inc"
 }  // namespace avx512
@@ -86,15 +83,23 @@ class Small {
     const auto run = cpu_ == Cpu::AVX512 ? avx512::run_small : sse2::run_small;
     run(rows_, columns_, swapped ? a.size : b.size, moves_.data(), words_);
 #endif
-    const unsigned down = swapped ? MAY_INSERT : MAY_DELETE, right = swapped ? MAY_DELETE : MAY_INSERT;
-    return trace_back(a, b, prefix, labels, [&](int64_t i, int64_t j) {
-      const int64_t row = (swapped ? j : i) - 1, column = (swapped ? i : j) - 1;
-      const uint64_t* words = moves_.data() + column * 2 * words_ + row / 64;
-      return (words[0] >> (row % 64) & 1) * down | (words[words_] >> (row % 64) & 1) * right;
-    });
+    return swapped ? trace<true>(a, b, prefix, labels) : trace<false>(a, b, prefix, labels);
   }
 
  private:
+  template <bool SWAPPED, typename Token>
+  int64_t trace(Core<Token> a, Core<Token> b, int64_t prefix, const Labels& labels) const {
+    constexpr unsigned DOWN = SWAPPED ? MAY_INSERT : MAY_DELETE, RIGHT = SWAPPED ? MAY_DELETE : MAY_INSERT;
+    const uint64_t* const moves = moves_.data();
+    const int64_t words = words_;
+    return trace_back(a, b, prefix, labels, [moves, words](int64_t i, int64_t j) {
+      const int64_t row = (SWAPPED ? j : i) - 1, column = (SWAPPED ? i : j) - 1;
+      const uint64_t* at = moves + column * 2 * words + row / 64;
+      return static_cast<unsigned>(at[0] >> (row % 64) & 1) * DOWN |
+             static_cast<unsigned>(at[words] >> (row % 64) & 1) * RIGHT;
+    });
+  }
+
   template <typename Token>
   static bool copy(Core<Token> from, int32_t* to) {
     Token lost = 0;

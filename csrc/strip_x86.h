@@ -15,10 +15,10 @@
 namespace fgrl {
 
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512dq"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512dq,avx512bw"))), apply_to = function)
 #else
 #pragma GCC push_options
-#pragma GCC target("avx512f,avx512dq")
+#pragma GCC target("avx512f,avx512dq,avx512bw")
 #endif
 namespace avx512 {
 constexpr int COUNT = 8;
@@ -103,7 +103,8 @@ enum class Cpu { AUTO = 0, BASELINE = 1, AVX2 = 2, AVX512 = 3 };
 inline Cpu usable_cpu(Cpu wanted) {
 #ifdef FGRL_X86
   const bool any = wanted == Cpu::AUTO;
-  if ((any || wanted == Cpu::AVX512) && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq")) {
+  if ((any || wanted == Cpu::AVX512) && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512bw")) {
     return Cpu::AVX512;
   }
   if ((any || wanted >= Cpu::AVX2) && __builtin_cpu_supports("avx2")) return Cpu::AVX2;

@@ -81,13 +81,18 @@ Result by_path(const Tokens& a, const Tokens& b, fgrl::Path path) {
   const std::vector<Token> x(a.begin(), a.end()), y(b.begin(), b.end());
   Result result{0, std::vector<uint8_t>(a.size()), std::vector<uint8_t>(b.size())};
   fgrl::Aligner<Token> aligner(path);
-  for (int round = 0; round < 2; ++round) {  // the second finds what the first left in the aligner's memory
+  const auto align = [&](const std::vector<Token>& left, const std::vector<Token>& right) {
     std::fill(result.original.begin(), result.original.end(), fgrl::KEEP);
     std::fill(result.edited.begin(), result.edited.end(), fgrl::KEEP);
-    result.distance = aligner.align(fgrl::Core<Token>{x.data(), static_cast<int64_t>(x.size())},
-                                    fgrl::Core<Token>{y.data(), static_cast<int64_t>(y.size())},
+    result.distance = aligner.align(fgrl::Core<Token>{left.data(), static_cast<int64_t>(left.size())},
+                                    fgrl::Core<Token>{right.data(), static_cast<int64_t>(right.size())},
                                     fgrl::Labels{result.original.data(), result.edited.data()});
-  }
+  };
+  std::vector<Token> other = x;  // another pair first: what it leaves in the aligner's memory must not matter
+  std::rotate(other.begin(), other.begin() + static_cast<int64_t>(other.size() / 2), other.end());
+  for (Token& token : other) token = token / 2 + 1;
+  align(other, y);
+  align(x, y);
   return result;
 }
 
@@ -97,8 +102,21 @@ void check(bool right, const char* what, const Tokens& a, const Tokens& b) {
   std::abort();
 }
 
+// The search must not find a distance below the true one, and the labels must not depend on where it gave up.
+void check_wavefront_limits(const Tokens& a, const Tokens& b, const Result& expected) {
+  if (a.empty() || b.empty() || a.back() == b.back()) return;  // it gets pairs without a common suffix
+  const fgrl::Core<int64_t> x{a.data(), static_cast<int64_t>(a.size())}, y{b.data(), static_cast<int64_t>(b.size())};
+  fgrl::Wavefront wavefront;
+  check(!wavefront.search(x, y, expected.distance - 1), "limit below the distance", a, b);
+  if (!wavefront.search(x, y, expected.distance)) return;  // it may give up early
+  Result result{0, std::vector<uint8_t>(a.size()), std::vector<uint8_t>(b.size())};
+  result.distance = wavefront.align(x, y, 0, fgrl::Labels{result.original.data(), result.edited.data()});
+  check(result == expected, "limit at the distance", a, b);
+}
+
 void check_pair(const Tokens& a, const Tokens& b) {
   const Result expected = by_rule(a, b);
+  check_wavefront_limits(a, b, expected);
   for (int algorithm = 0; algorithm <= 3; ++algorithm) {
     for (int cpu = 0; cpu <= 3; ++cpu) {
       const fgrl::Path path{static_cast<fgrl::Algorithm>(algorithm), static_cast<fgrl::Cpu>(cpu)};

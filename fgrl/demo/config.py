@@ -57,13 +57,14 @@ class RewardConfig:
 class PPOConfig:
     """How both policies are trained; see `fine_grained_lam` for the one number that goes with the reward level."""
 
-    rollouts: int = 32
+    rollouts: int = 40
     prompts_per_rollout: int = 64
-    epochs: int = 2
-    mini_batches: int = 1
+    epochs: int = 1
+    mini_batches: int = 2
     learning_rate: float = 1e-3
     value_learning_rate: float = 2e-3
-    kl_coef: float = 0.15
+    kl_coef: float = 0.2  # at the start; `KLController` then moves it
+    kl_target: float = 10.0  # nats a response, for both: they are compared at the same distance from the start
     fine_grained_lam: float = 0.0
     sequence_lam: float = 0.95
 

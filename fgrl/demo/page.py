@@ -92,9 +92,10 @@ the response with fewer wrong words per word wins, a tie counts half; fluency do
 it. Perplexity is per token under a model of the same size that was trained on the clean prose of the training topics
 and drives nothing; a misspelling is expensive there, so &ldquo;corrected&rdquo; is the perplexity after the annotator
 corrected the text: fluency apart from spelling. Distinct-2 is the share of different word pairs: low means repetitive
-text. Human: how the prose itself goes on. KL: nats a response from the start. Both policies have the same KL
-coefficient ({ppo["kl_coef"]:g}) and learning rate; GAE's lambda is {ppo["fine_grained_lam"]:g} where every token has
-a reward and {ppo["sequence_lam"]:g} where one reward at the end has to reach every token.</p>"""
+text. Human: how the prose itself goes on. KL: nats a response from the start. For both policies
+one controller moves the KL coefficient so that they end near {ppo["kl_target"]:g} nats a response: they are compared at
+about the same distance from the start. GAE's lambda is {ppo["fine_grained_lam"]:g} where every token has a reward and
+{ppo["sequence_lam"]:g} where one reward at the end has to reach every token; everything else is the same.</p>"""
 
 
 def _charts(report: Mapping[str, Any]) -> str:

@@ -170,6 +170,7 @@ def ppo_stage(config: DemoConfig, folder: Path, level: Level, tick: Tick) -> dic
         return [0.0] * len(completions)
 
     options = config.ppo
+    controller = KLController(options.kl_target)
     trainer = FineGrainedPPOTrainer(
         model=policy,
         ref_model=LlamaForCausalLM.from_pretrained(folder / START),
@@ -196,7 +197,7 @@ def ppo_stage(config: DemoConfig, folder: Path, level: Level, tick: Tick) -> dic
         ),
         processing_class=tokenizer,
         train_dataset=[{"prompt": prompt} for prompt in training_prompts(config, corpus)],
-        callbacks=[_Ticker(tick)],
+        callbacks=[_Ticker(tick), controller],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train()
@@ -208,6 +209,7 @@ def ppo_stage(config: DemoConfig, folder: Path, level: Level, tick: Tick) -> dic
         "errors_per_100_words": wrong_share,
         "reward": [row["reward"] for row in history],
         "kl_per_response": [row["kl_per_sequence"] for row in history],
+        "kl_coef": controller.coefficients,
         "explained_variance": [row["explained_variance"] for row in history],
     }
 
@@ -236,6 +238,28 @@ def _trainer_options(config: DemoConfig) -> dict[str, Any]:
         "save_strategy": "no",
         "dataloader_pin_memory": False,
     }
+
+
+class KLController(TrainerCallback):
+    """Moves `kl_coef` so that the policy's KL from the reference approaches a target (Ziegler et al., arXiv 1909.08593).
+
+    Args:
+        target: nats a response.
+        largest_change: most that one rollout changes the coefficient, as a share of it.
+    """
+
+    def __init__(self, target: float, largest_change: float = 0.2) -> None:
+        self._target = target
+        self._largest_change = largest_change
+        self.coefficients: list[float] = []  # of each rollout so far
+
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Called by the trainer after every rollout."""
+        logs = kwargs.get("logs") or {}
+        if "kl_per_sequence" in logs:
+            self.coefficients.append(args.kl_coef)
+            error = logs["kl_per_sequence"] / self._target - 1.0
+            args.kl_coef *= 1.0 + max(-self._largest_change, min(self._largest_change, error))
 
 
 class _Ticker(TrainerCallback):

@@ -47,7 +47,7 @@ def report() -> dict[str, Any]:
             "seed": 3,
             "text": {"misspelled_share": 0.2},
             "pretrain": {"steps": 20},
-            "ppo": {"kl_coef": 0.1, "fine_grained_lam": 0.0, "sequence_lam": 0.95},
+            "ppo": {"kl_target": 10.0, "fine_grained_lam": 0.0, "sequence_lam": 0.95},
         },
         corpus=dict.fromkeys(("training_words", "training_topics", "heldout_words", "heldout_topics", "lexicon"), 7),
         pretraining={"start": {"loss": [5.0, 4.0]}, "clean_prose_model": {"loss": [5.0, 3.0]}},

@@ -57,7 +57,7 @@ class Remap {
       const bool first_taken = first.number > view.base, second_taken = second.number > view.base;
       const bool here = first_taken & (first.token == tokens[i]), next = second_taken & (second.token == tokens[i]);
       // Whether a slot is free or has the token is anybody's guess, so both are looked at without branching.
-      uint32_t number = here ? first.number : first_taken & next ? second.number : view.base;
+      uint32_t number = here ? first.number : (first_taken & next) ? second.number : view.base;
       if (first_taken & !here & second_taken & !next) number = std::max(view.find(tokens[i]).number, view.base);
       ids[i] = number - view.base;
     }

@@ -144,8 +144,8 @@ def pack(sequences: Any, name: str) -> Packed:
         ValueError: not such sequences.
     """
     if isinstance(sequences, tuple) and len(sequences) == 2 and all(hasattr(part, "dtype") for part in sequences):
-        bounds = _as_tensor(sequences[1], f"{name} cu_seqlens").long()
-        if bounds.numel() == 0:
+        bounds = _as_tensor(sequences[1], f"{name} cu_seqlens", (torch.int64,))
+        if len(bounds) == 0:
             raise ValueError(f"{name} cu_seqlens is empty; it must have one entry more than there are sequences")
         return Packed(_as_tensor(sequences[0], name), bounds)
     if hasattr(sequences, "dtype") or isinstance(sequences, str | bytes) or not isinstance(sequences, Sequence):
@@ -184,8 +184,10 @@ def _concatenate(sequences: Sequence[Any], name: str) -> Tensor:
     return torch.cat(parts) if parts else _NO_TOKENS
 
 
-def _as_tensor(values: Any, name: str) -> Tensor:
-    """`values`, a tensor or NumPy array, as a contiguous 1-D CPU tensor of int32 or int64."""
+def _as_tensor(values: Any, name: str, dtypes: tuple[torch.dtype, ...] = (torch.int32, torch.int64)) -> Tensor:
+    """`values`, a tensor or NumPy array, as a contiguous 1-D CPU tensor of one of `dtypes`, by default the last."""
+    if type(values) is Tensor and values.dtype in dtypes and values.is_cpu and values.dim() == 1:
+        return values.contiguous()
     try:
         tensor: Tensor = torch.as_tensor(values)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -196,8 +198,8 @@ def _as_tensor(values: Any, name: str) -> Tensor:
         raise ValueError(f"{name} has shape {list(tensor.shape)}; it must be 1-D")
     if tensor.device.type != "cpu":
         raise ValueError(f"{name} is on {tensor.device}; it must be on the CPU")
-    if tensor.dtype not in (torch.int32, torch.int64):
-        tensor = tensor.long()
+    if tensor.dtype not in dtypes:
+        tensor = tensor.to(dtypes[-1])
     return tensor.contiguous()
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from fgrl import backend
 from fgrl.alignment import EditAlignment, Packed, check_bounds, pack
 
+_CPU = torch.device("cpu")
 _LIBRARY = torch.library.Library("fgrl", "FRAGMENT")
 _LIBRARY.define(
     "align_edits(Tensor original, Tensor original_cu_seqlens, Tensor edited, Tensor edited_cu_seqlens, "
@@ -69,7 +70,7 @@ def align_edits(original: Any, edited: Any, *, num_threads: int | None = None) -
             f"original has {a.cu_seqlens.numel() - 1} sequences and edited has {b.cu_seqlens.numel() - 1}; "
             "they must have the same number"
         )
-    if backend.resolve("align_edits", torch.device("cpu")) == "reference":
+    if backend.resolve("align_edits", _CPU) == "reference":
         from fgrl import reference
 
         check_bounds(a, "original")

@@ -241,16 +241,20 @@ def _trainer_options(config: DemoConfig) -> dict[str, Any]:
 
 
 class KLController(TrainerCallback):
-    """Moves `kl_coef` so that the policy's KL from the reference approaches a target (Ziegler et al., arXiv 1909.08593).
+    """Moves `kl_coef` so that the KL from the reference approaches a target (Ziegler et al., arXiv 1909.08593).
+
+    It rises faster than it falls: the KL of the first rollouts is small because the policy has not moved yet, not
+    because the coefficient is too large.
 
     Args:
         target: nats a response.
-        largest_change: most that one rollout changes the coefficient, as a share of it.
+        most_down: most that one rollout lowers the coefficient, as a share of it.
+        most_up: most that one rollout raises it.
     """
 
-    def __init__(self, target: float, largest_change: float = 0.2) -> None:
+    def __init__(self, target: float, most_down: float = 0.05, most_up: float = 0.2) -> None:
         self._target = target
-        self._largest_change = largest_change
+        self._most_down, self._most_up = most_down, most_up
         self.coefficients: list[float] = []  # of each rollout so far
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -259,7 +263,7 @@ class KLController(TrainerCallback):
         if "kl_per_sequence" in logs:
             self.coefficients.append(args.kl_coef)
             error = logs["kl_per_sequence"] / self._target - 1.0
-            args.kl_coef *= 1.0 + max(-self._largest_change, min(self._largest_change, error))
+            args.kl_coef *= 1.0 + max(-self._most_down, min(self._most_up, error))
 
 
 class _Ticker(TrainerCallback):

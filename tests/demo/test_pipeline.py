@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from fgrl.cli import main
 from fgrl.demo.config import DemoConfig
 from fgrl.demo.jobs import Job, JobRunner
 from fgrl.demo.pipeline import run_demo
+from fgrl.demo.stages import KLController
 
 CONFIG = DemoConfig(seed=5, workers=1).quick()
 CONFIG = replace(CONFIG, pretrain=replace(CONFIG.pretrain, steps=12))
@@ -88,3 +90,15 @@ def test_jobs_keep_their_order_and_raise_their_errors(workers: int) -> None:
 def test_a_bad_option_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["demo", "--workers", "0"]) == 2
     assert "--workers" in capsys.readouterr().err
+
+
+def test_the_kl_controller_moves_the_coefficient_towards_its_target() -> None:
+    controller, args = KLController(10.0), SimpleNamespace(kl_coef=1.0)
+    moved = []
+    for kl in (0.0, 9.9, 10.0, 10.5, 30.0):
+        before = args.kl_coef
+        controller.on_log(args, None, None, logs={"kl_per_sequence": kl})
+        moved.append(args.kl_coef / before)
+    assert moved == pytest.approx([0.95, 0.99, 1.0, 1.05, 1.2])
+    controller.on_log(args, None, None, logs={"loss": 1.0})  # not the log of a rollout
+    assert len(controller.coefficients) == 5

@@ -119,6 +119,7 @@ def packed(sequences: list[list[int]], dtype: torch.dtype) -> tuple[Tensor, Tens
 
 
 @backends
+@settings(deadline=None)
 @given(pair=any_pairs)
 def test_labels_follow_the_rule_and_the_distance_is_rapidfuzz(backend: str, pair: tuple) -> None:
     a, b = pair
@@ -134,6 +135,7 @@ def test_labels_follow_the_rule_and_the_distance_is_rapidfuzz(backend: str, pair
 
 
 @backends
+@settings(deadline=None)
 @given(pair=any_pairs)
 def test_labels_and_opcodes_agree(backend: str, pair: tuple) -> None:
     with fgrl.use_backend(backend):
@@ -148,6 +150,7 @@ def test_labels_and_opcodes_agree(backend: str, pair: tuple) -> None:
 
 
 @needs_extension
+@settings(deadline=None)
 @given(prefix=st.lists(st.integers(0, 2), max_size=20), pair=token_pairs(3, 30))
 def test_the_common_prefix_takes_part_in_ties(prefix: list[int], pair: tuple) -> None:
     # C++ strips the prefix and the reference does not, so a run that slides left into it shows a wrong account.
@@ -204,7 +207,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 
 
 @needs_extension
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(pairs=st.lists(token_pairs(4, 100), max_size=8), threads=st.sampled_from([1, 2, 5]))
 def test_threads_widths_and_input_forms_do_not_change_a_bit(pairs: list, threads: int) -> None:
     np = pytest.importorskip("numpy")
@@ -294,6 +297,7 @@ def human_edits(limit: int) -> tuple[list[list[int]], list[list[int]]]:
     return [ids(row["original"]) for row in rows], [ids(row["edited"]) for row in rows]
 
 
+@settings(deadline=None)
 @given(pair=any_pairs)
 def test_opcodes_serve_code_written_for_difflib_and_rapidfuzz(pair: tuple) -> None:
     a, b = pair

@@ -46,7 +46,7 @@ class RewardConfig:
     """How both reward models are trained; they differ in `reward_level` alone."""
 
     pairs: int = 2048
-    heldout_pairs: int = 192  # of `pairs`: not trained on, for pair_accuracy and edit_auc
+    heldout_pairs: int = 192  # of `pairs`: answers to held-out prompts, for pair_accuracy and edit_auc
     epochs: int = 2
     batch_size: int = 16
     learning_rate: float = 1e-3

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import itertools
 import math
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fgrl.demo.config import DemoConfig
-from fgrl.demo.corpus import Corpus, make_prompts
+from fgrl.demo.corpus import Corpus
 from fgrl.demo.language_model import negative_log_likelihood, sample_responses
-from fgrl.demo.stages import JUDGE, START, Tick, load_policy, load_tokenizer, read_text
+from fgrl.demo.stages import JUDGE, START, Tick, heldout_prompts, load_policy, load_tokenizer, read_text
 
 _EVALUATION_SEED = 7_000_003
 HUMAN = "human"
@@ -35,12 +34,6 @@ class Judged:
     metrics: dict[str, float]
     responses: list[str]
     error_rates: list[float]
-
-
-def heldout_prompts(config: DemoConfig, corpus: Corpus) -> list[str]:
-    """The prompts everything is judged on: beginnings of sentences of held-out topics."""
-    rng = random.Random(f"{config.seed}-heldout")
-    return make_prompts(corpus.heldout, config.text.prompt_words, rng)[: config.text.evaluation_prompts]
 
 
 def judge_stage(config: DemoConfig, folder: Path, name: str, tick: Tick) -> Judged:

@@ -61,7 +61,9 @@ def _run(config: DemoConfig, folder: Path, runner: JobRunner, clock: _Clock, sta
         )
     with clock.stage("sampling and editing"):
         parts = [Job(stages.pairs_stage, (config, folder, part, _PAIR_PARTS)) for part in range(_PAIR_PARTS)]
-        pairs = [row for rows in runner.run(parts) for row in rows]
+        pairs: list[dict[str, str]] = [{}] * config.reward.pairs
+        for part, rows in enumerate(runner.run(parts)):
+            pairs[part::_PAIR_PARTS] = rows
         held = config.reward.heldout_pairs
         stages.write_pairs(folder / stages.HELDOUT_PAIRS, pairs[:held])
         stages.write_pairs(folder / stages.TRAIN_PAIRS, pairs[held:])

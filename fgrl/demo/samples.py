@@ -9,8 +9,7 @@ from pathlib import Path
 import torch
 
 from fgrl.demo.config import DemoConfig
-from fgrl.demo.evaluate import heldout_prompts
-from fgrl.demo.stages import Tick, load_tokenizer, read_text, reward_folder
+from fgrl.demo.stages import Tick, heldout_prompts, load_tokenizer, read_text, reward_folder
 from fgrl.models import TokenRewardModel
 
 

@@ -3,6 +3,7 @@ process."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 from collections.abc import Callable
@@ -62,6 +63,12 @@ def training_prompts(config: DemoConfig, corpus: Corpus) -> list[str]:
     return make_prompts(corpus.train, config.text.prompt_words, random.Random(f"{config.seed}-prompts"))
 
 
+def heldout_prompts(config: DemoConfig, corpus: Corpus) -> list[str]:
+    """The prompts everything is judged on: beginnings of sentences of held-out topics."""
+    rng = random.Random(f"{config.seed}-heldout")
+    return make_prompts(corpus.heldout, config.text.prompt_words, rng)[: config.text.evaluation_prompts]
+
+
 def warm_up(tick: Tick) -> None:
     """Nothing but the imports of this module: a process that starts with it is ready when the first stage comes."""
 
@@ -103,14 +110,19 @@ def pretrain_stage(config: DemoConfig, folder: Path, name: str, tick: Tick) -> d
 
 
 def pairs_stage(config: DemoConfig, folder: Path, part: int, parts: int, tick: Tick) -> list[dict[str, str]]:
-    """Sample one part of the responses from the start policy and let the annotator edit them.
+    """Sample responses from the start policy and let the annotator edit them.
 
-    Parts do not depend on how many processes there are: their number is fixed by the caller.
+    The first `config.reward.heldout_pairs` answer held-out prompts, the others training prompts. This is every
+    `parts`-th of them, from `part` on; how many parts there are does not depend on the number of processes.
     """
     corpus, annotator = read_text(config)
     model, tokenizer = load_policy(folder, START)
-    prompts = training_prompts(config, corpus)
-    chosen = [prompts[i % len(prompts)] for i in range(config.reward.pairs)][part::parts]
+    held = config.reward.heldout_pairs
+    prompts = [
+        *itertools.islice(itertools.cycle(heldout_prompts(config, corpus)), held),
+        *itertools.islice(itertools.cycle(training_prompts(config, corpus)), config.reward.pairs - held),
+    ]
+    chosen = prompts[part::parts]
     seed = _SAMPLING_SEED * (part + 1) + config.seed
     responses = sample_responses(model, tokenizer, chosen, config.text.response_tokens, seed, on_batch=tick)
     return [

@@ -67,6 +67,7 @@ class Aligner {
     const double words = std::ceil(rows / 64) * columns;
     const bool is_short = rows <= SMALL_ROWS && columns <= SMALL_COLUMNS;
     const double word_cost = cpu_ == Cpu::AVX512 ? 1.0 : cpu_ == Cpu::AVX2 ? 1.4 : 3.5;
+    if (is_short && rows <= 64) return -1;  // one word a column costs no more than the first few levels
     const double cost = is_short ? 3 * words : 5 * (rows + columns) + word_cost * words;
     return std::min(static_cast<int64_t>(std::sqrt(cost / 2.8)), LONGEST);
   }

@@ -12,8 +12,8 @@
 // SUBSTITUTE, the rest DELETE or INSERT. No pair so substituted is equal, or a cheaper path would exist.
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
+#include <cstring>
 
 #include "equal_run.h"
 
@@ -28,6 +28,20 @@ struct Core {
   int64_t size;
 };
 
+// Fills without a call, since most runs are a few tokens long.
+inline void fill(uint8_t* to, int64_t size, uint8_t value) {
+  if (size <= 0) return;
+  if (size < 4) {
+    to[0] = to[size / 2] = to[size - 1] = value;
+  } else if (size <= 8) {
+    const uint32_t four = value * 0x01010101u;
+    std::memcpy(to, &four, 4);
+    std::memcpy(to + size - 4, &four, 4);
+  } else {
+    std::memset(to, value, static_cast<size_t>(size));
+  }
+}
+
 // Where labels go, both filled with KEEP beforehand, indexed as the cores are.
 struct Labels {
   uint8_t* original;
@@ -36,10 +50,10 @@ struct Labels {
   // Labels one run of edits; returns its cost.
   int64_t run(int64_t i1, int64_t i2, int64_t j1, int64_t j2) const {
     const int64_t p = i2 - i1, q = j2 - j1, both = p < q ? p : q;
-    std::fill_n(original + i1, both, SUBSTITUTE);
-    std::fill_n(edited + j1, both, SUBSTITUTE);
-    std::fill_n(original + i1 + both, p - both, DELETE);
-    std::fill_n(edited + j1 + both, q - both, INSERT);
+    fill(original + i1, both, SUBSTITUTE);
+    fill(edited + j1, both, SUBSTITUTE);
+    fill(original + i1 + both, p - both, DELETE);
+    fill(edited + j1 + both, q - both, INSERT);
     return p + q - both;
   }
 };
@@ -55,12 +69,19 @@ template <typename Token, typename Moves>
 int64_t trace_back(Core<Token> a, Core<Token> b, int64_t prefix, const Labels& labels, Moves&& moves) {
   int64_t i = a.size, j = b.size, distance = 0;
   while (i > 0 && j > 0) {
-    const int64_t kept = equal_suffix(a.tokens + i, b.tokens + j, i < j ? i : j);
+    // Most stretches of kept tokens are either a few tokens long or many.
+    int64_t kept = 0;
+    const int64_t limit = i < j ? i : j;
+    while (kept < limit && a.tokens[i - 1 - kept] == b.tokens[j - 1 - kept]) {
+      if (++kept < 8) continue;
+      kept += equal_suffix(a.tokens + i - kept, b.tokens + j - kept, limit - kept);
+      break;
+    }
     i -= kept, j -= kept;
     if (i == 0 || j == 0) break;
     const int64_t run_i = i, run_j = j;
     bool ends = false;
-    while (i > 0 && j > 0) {
+    do {
       const unsigned bits = moves(i, j);
       if (bits == 0) {
         ends = a.tokens[i - 1] == b.tokens[j - 1];
@@ -71,7 +92,7 @@ int64_t trace_back(Core<Token> a, Core<Token> b, int64_t prefix, const Labels& l
       } else {
         --j;
       }
-    }
+    } while (i > 0 && j > 0);
     if (!ends) i = j = 0;  // the run goes on along the border
     distance += labels.run(i, run_i, j, run_j);
   }

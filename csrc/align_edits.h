@@ -57,7 +57,7 @@ class Aligner {
   }
 
  private:
-  // The distance up to which the wavefront is tried: where its measured cost, 2.8 ns for each of d^2 cells, reaches that
+  // The distance up to which the wavefront is tried: where its measured cost, 2 ns for each of d^2 cells, reaches that
   // of the bit vectors, which is some 5 ns a token and 1, 1.4 or 3.5 ns a word of 64 cells by instruction set, or 3 ns a
   // word for short pairs. LONGEST bounds the memory of the levels, 4 bytes a cell.
   int64_t wavefront_limit(int64_t n, int64_t m) const {
@@ -69,7 +69,7 @@ class Aligner {
     const double word_cost = cpu_ == Cpu::AVX512 ? 1.0 : cpu_ == Cpu::AVX2 ? 1.4 : 3.5;
     if (is_short && rows <= 64) return -1;  // one word a column costs no more than the first few levels
     const double cost = is_short ? 3 * words : 5 * (rows + columns) + word_cost * words;
-    return std::min(static_cast<int64_t>(std::sqrt(cost / 2.8)), LONGEST);
+    return std::min(static_cast<int64_t>(std::sqrt(cost / 2)), LONGEST);
   }
 
   static constexpr int64_t LONGEST = 4096;

@@ -20,9 +20,8 @@ class Wavefront {
   template <typename Token>
   bool search(Core<Token> a, Core<Token> b, int64_t limit) {
     const int32_t n = static_cast<int32_t>(a.size), m = static_cast<int32_t>(b.size), goal = n - m;
+    levels_.clear();
     reach_.clear();
-    first_.clear();
-    start_.clear();
     int32_t low = 0, high = 0;  // diagonals of this level
     for (int64_t e = 0; e <= limit; ++e) {
       if (e > 0) {
@@ -32,33 +31,17 @@ class Wavefront {
         high = std::min({high + 1, n, goal + left});
         if (low > high) return false;
       }
-      const size_t at = reach_.size();
-      first_.push_back(low);
-      start_.push_back(at);
-      reach_.resize(at + (high - low + 1));
-      int32_t* level = reach_.data() + at;
-      if (e == 0) {
-        level[0] = 0;
-      } else {
-        step(static_cast<size_t>(e) - 1, low, high, n, m, level);
-      }
-      int64_t progress = 0;
-      for (int32_t k = low; k <= high; ++k) {
-        int32_t i = level[k - low];
-        const int32_t end = std::min(n, m + k);
-        if (i < end && a.tokens[i] == b.tokens[i - k]) {
-          i += static_cast<int32_t>(equal_prefix(a.tokens + i, b.tokens + i - k, end - i));
-          level[k - low] = i;
-        }
-        progress = std::max<int64_t>(progress, 2 * static_cast<int64_t>(i) - k);
-      }
-      if (low <= goal && goal <= high && level[goal - low] == n) {
+      const int32_t* level = add_level(a, b, low, high);
+      if (low <= goal && goal <= high && level[goal] == n) {
         distance_ = e;
         return true;
       }
       // A quarter of the way, the tokens passed per edit say whether the limit will do. What is wasted if it will not is
       // a sixteenth of the search.
-      if (4 * e >= limit && 2 * e * (static_cast<int64_t>(n) + m) > 3 * limit * progress) return false;
+      if (4 * e < limit) continue;
+      int64_t progress = 0;
+      for (int32_t k = low; k <= high; ++k) progress = std::max(progress, 2 * static_cast<int64_t>(level[k]) - k);
+      if (2 * e * (static_cast<int64_t>(n) + m) > 3 * limit * progress) return false;
     }
     return false;
   }
@@ -77,33 +60,53 @@ class Wavefront {
   }
 
  private:
-  // One more edit from level `from`, before equal tokens are followed.
-  void step(size_t from, int32_t low, int32_t high, int32_t n, int32_t m, int32_t* level) const {
-    const int32_t* before = reach_.data() + start_[from];
-    const int32_t first = first_[from], last = first + static_cast<int32_t>(start_[from + 1] - start_[from]) - 1;
-    const auto at = [&](int32_t k) { return k < first || k > last ? NONE : before[k - first]; };
+  struct Level {
+    int32_t low, high;  // its diagonals
+    int64_t at;         // where diagonal 0 is, or would be, in `reach_`
+  };
+
+  // Takes one more edit everywhere and follows equal tokens; returns the new level, indexed by diagonal.
+  template <typename Token>
+  const int32_t* add_level(Core<Token> a, Core<Token> b, int32_t low, int32_t high) {
+    const int32_t n = static_cast<int32_t>(a.size), m = static_cast<int32_t>(b.size);
+    // Two entries on either side that no path reaches spare the loop its special cases.
+    const size_t begin = reach_.size();
+    reach_.resize(begin + static_cast<size_t>(high - low + 1 + 2 * MARGIN));
+    int32_t* const end = reach_.data() + reach_.size();
+    std::fill_n(reach_.data() + begin, MARGIN, NONE);
+    std::fill_n(end - MARGIN, MARGIN, NONE);
+    levels_.push_back({low, high, static_cast<int64_t>(begin) + MARGIN - low});
+    int32_t* const level = reach_.data() + levels_.back().at;
+    const bool first = levels_.size() == 1;
+    const int32_t* const before = first ? level : reach_.data() + levels_[levels_.size() - 2].at;
+    int32_t deleted = first ? NONE : before[low - 1], same = first ? NONE : before[low];
     for (int32_t k = low; k <= high; ++k) {
-      if (k - 1 < first || k + 1 > last) {
-        level[k - low] = std::min({std::max({at(k - 1) + 1, at(k) + 1, at(k + 1)}), n, m + k});
-        continue;
+      const int32_t inserted = first ? 0 : before[k + 1];
+      const int32_t last = std::min(n, m + k);
+      int32_t i = std::max(std::max(deleted, same) + 1, inserted);
+      if (i >= last) {
+        i = last;
+      } else if (a.tokens[i] == b.tokens[i - k]) {
+        i += static_cast<int32_t>(equal_prefix(a.tokens + i, b.tokens + i - k, last - i));
       }
-      const int32_t* around = before + (k - first);
-      level[k - low] = std::min({std::max({around[-1] + 1, around[0] + 1, around[1]}), n, m + k});
+      level[k] = i;
+      deleted = same, same = inserted;
     }
+    return level;
   }
 
   // Whether D[i][j] <= e.
   bool within(int64_t e, int64_t i, int64_t j) const {
     if (e < 0) return false;
-    const int64_t k = i - j - first_[e];
-    const size_t end = static_cast<size_t>(e) + 1 < start_.size() ? start_[e + 1] : reach_.size();
-    return k >= 0 && start_[e] + k < end && i <= reach_[start_[e] + k];
+    const Level& level = levels_[e];
+    const int64_t k = i - j;
+    return k >= level.low && k <= level.high && i <= reach_[level.at + k];
   }
 
   static constexpr int32_t NONE = INT32_MIN / 2;
+  static constexpr int32_t MARGIN = 2;
+  std::vector<Level> levels_;
   std::vector<int32_t> reach_;
-  std::vector<int32_t> first_;   // lowest diagonal of each level
-  std::vector<size_t> start_;    // where each level begins in `reach_`
   int64_t distance_ = 0;
 };
 

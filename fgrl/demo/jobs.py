@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -55,6 +56,12 @@ class JobRunner:
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
 
+    def start(self, module: str) -> None:
+        """Start the processes and let them import `module`; does not wait for them."""
+        if self._pool is not None:
+            for _ in range(self._workers):
+                self._pool.submit(_import, module)
+
     def run(self, jobs: Sequence[Job]) -> list[Any]:
         """The results of `jobs`, in their order; an error of a job is raised here."""
         if len(jobs) > _MOST_JOBS:
@@ -91,6 +98,10 @@ def _initialize(shares: Any) -> None:
 
     torch.set_num_threads(1)
     _silence()
+
+
+def _import(module: str) -> None:
+    importlib.import_module(module)
 
 
 def _call(index: int, job: Job) -> Any:

@@ -45,6 +45,7 @@ def run_demo(
 
 
 def _run(config: DemoConfig, folder: Path, runner: JobRunner, clock: _Clock, started: float) -> dict[str, Any]:
+    runner.start("fgrl.demo.stages")  # while this process imports the same
     from fgrl.demo import evaluate, stages
     from fgrl.demo.page import write_page
     from fgrl.demo.report import SHOWN_SAMPLES, build_report, write_json
@@ -54,7 +55,7 @@ def _run(config: DemoConfig, folder: Path, runner: JobRunner, clock: _Clock, sta
         return runner.run([Job(function, (config, folder, choice)) for choice in choices])
 
     with clock.stage("prose and tokenizer"):
-        corpus, _ = runner.run([Job(stages.tokenizer_stage, (config, folder)), Job(stages.warm_up, ())])
+        (corpus,) = runner.run([Job(stages.tokenizer_stage, (config, folder))])
     with clock.stage("pre-training"):
         pretraining = dict(
             zip(("start", "clean_prose_model"), both(stages.pretrain_stage, stages.START, stages.JUDGE), strict=True)

@@ -69,10 +69,6 @@ def heldout_prompts(config: DemoConfig, corpus: Corpus) -> list[str]:
     return make_prompts(corpus.heldout, config.text.prompt_words, rng)[: config.text.evaluation_prompts]
 
 
-def warm_up(tick: Tick) -> None:
-    """Nothing but the imports of this module: a process that starts with it is ready when the first stage comes."""
-
-
 def tokenizer_stage(config: DemoConfig, folder: Path, tick: Tick) -> dict[str, Any]:
     """Train the tokenizer that all models share, on prose with mistakes."""
     corpus, _ = read_text(config)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from importlib import import_module
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -104,10 +105,21 @@ def resolve(op: str, device: torch.device) -> str:
 
 
 def implementation(op: str, device: torch.device) -> Callable[..., Any]:
-    """The function that computes `op` for inputs on `device`, with the signature of `fgrl.reference.<op>`."""
+    """The function that computes `op` for inputs on `device`, with the signature of `fgrl.reference.<op>`.
+
+    Inside `torch.autocast` it runs with autocast off: an op says itself what it computes in which precision.
+    """
     backend = resolve(op, device)
     module = "fgrl.reference" if backend == "reference" else _IMPLEMENTATIONS[op][backend]
-    return getattr(import_module(module), op)
+    function = getattr(import_module(module), op)
+    if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
+        return partial(_without_autocast, function, device.type)
+    return function
+
+
+def _without_autocast(function: Callable[..., Any], device_type: str, *args: Any, **options: Any) -> Any:
+    with torch.autocast(device_type, enabled=False):
+        return function(*args, **options)
 
 
 def _obstacle(op: str, backend: str, device: torch.device) -> str | None:

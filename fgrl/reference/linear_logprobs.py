@@ -27,22 +27,34 @@ def linear_logprobs(
 
     Rows under a false mask are never multiplied.
     """
-    dtype = compute_dtype(hidden, weight, bias)
     valid = as_mask(mask, targets)
+    log_softmax = valid_log_softmax(hidden, weight, valid, bias=bias, temperature=temperature, softcap=softcap)
+    logprobs = target_logprobs(log_softmax, targets, valid)
+    return (logprobs, entropies(log_softmax, valid)) if return_entropy else logprobs
+
+
+def valid_log_softmax(
+    hidden: Tensor, weight: Tensor, valid: Tensor, *, bias: Tensor | None, temperature: float, softcap: float | None
+) -> Tensor:
+    """`[M, V]`: log-softmax of the logits of the M rows of `hidden` that a bool mask keeps."""
+    dtype = compute_dtype(hidden, weight, bias)
     logits = hidden[valid].to(dtype) @ weight.to(dtype).T  # [M, V]
     if bias is not None:
         logits = logits + bias.to(dtype)
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
-    log_softmax = torch.log_softmax(logits / temperature, dim=-1)
-    chosen = log_softmax.gather(1, targets[valid].long()[:, None])[:, 0]
-    logprobs = _scatter(chosen, valid)
-    if not return_entropy:
-        return logprobs
-    probabilities = log_softmax.exp()
+    return torch.log_softmax(logits / temperature, dim=-1)
+
+
+def target_logprobs(log_softmax: Tensor, targets: Tensor, valid: Tensor) -> Tensor:
+    """The entry of each valid target in its row of `log_softmax [M, V]`; shape of `targets`, 0 elsewhere."""
+    return _scatter(log_softmax.gather(1, targets[valid].long()[:, None])[:, 0], valid)
+
+
+def entropies(log_softmax: Tensor, valid: Tensor) -> Tensor:
+    """Entropy of each row of `log_softmax [M, V]`, in nats; shape of `valid`, 0 where that is false."""
     impossible = torch.isneginf(log_softmax)
-    entropy = -(probabilities * log_softmax.masked_fill(impossible, 0)).sum(-1)
-    return logprobs, _scatter(entropy, valid)
+    return _scatter(-(log_softmax.exp() * log_softmax.masked_fill(impossible, 0)).sum(-1), valid)
 
 
 def _scatter(rows: Tensor, valid: Tensor) -> Tensor:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from fgrl.reference.linear_logprobs import linear_logprobs
+from fgrl.reference._common import as_mask
+from fgrl.reference.linear_logprobs import entropies, target_logprobs, valid_log_softmax
 from fgrl.reference.ppo_loss import ppo_loss
 from fgrl.types import LinearPPOLoss, PPOLossConfig
 
@@ -26,17 +27,14 @@ def linear_ppo_loss(
     cu_seqlens: Tensor | None = None,
     config: PPOLossConfig = PPOLossConfig(),
 ) -> LinearPPOLoss:
-    """See `fgrl.ops.linear_ppo_loss`: `linear_logprobs` with its entropy, then `ppo_loss`."""
-    logprobs, entropy = linear_logprobs(
-        hidden,
-        weight,
-        targets,
-        bias=bias,
-        temperature=temperature,
-        softcap=softcap,
-        mask=mask,
-        return_entropy=True,
-    )
+    """See `fgrl.ops.linear_ppo_loss`: `linear_logprobs` with its entropy, then `ppo_loss`.
+
+    An entropy that is only reported has no graph, which would keep two more `[M, V]` for the backward pass.
+    """
+    valid = as_mask(mask, targets)
+    log_softmax = valid_log_softmax(hidden, weight, valid, bias=bias, temperature=temperature, softcap=softcap)
+    logprobs = target_logprobs(log_softmax, targets, valid)
+    entropy = entropies(log_softmax if config.entropy_coef else log_softmax.detach(), valid)
     loss, stats = ppo_loss(
         logprobs,
         old_logprobs,

@@ -152,6 +152,23 @@ def test_entropy_bonus_needs_no_entropy_argument() -> None:
     torch.testing.assert_close(bonus.loss, plain.loss - 0.5 * plain.stats["entropy"])
 
 
+@pytest.mark.parametrize(("coefficient", "matrices"), [(0.0, 1), (0.1, 3)], ids=["reported", "trained"])
+def test_an_entropy_that_is_only_reported_keeps_no_logits(coefficient: float, matrices: int) -> None:
+    """The backward pass of the loss needs one `[N, V]`, the log-softmax; that of the entropy two more."""
+    inputs = {name: tensor.requires_grad_(name in TRAINED) for name, tensor in draw((3, 7), 5, 101).items()}
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.shape == (21, 101) and tensor.is_floating_point():
+            kept[tensor.data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        result = fgrl.ops.linear_ppo_loss(**inputs, config=PPOLossConfig(entropy_coef=coefficient))
+    assert len(kept) == matrices
+    assert result.stats["entropy"] > 0
+
+
 def test_on_policy() -> None:
     inputs = draw((2, 3))
     inputs["old_logprobs"] = None

@@ -54,4 +54,12 @@ def gae(
     _checks.check_lam(lam, batch, "rewards", rewards)
     _checks.check_per_sequence("bootstrap", bootstrap, batch, "rewards", rewards)
     run = implementation("gae", rewards.device)
-    return run(rewards, values, mask, gamma=gamma, lam=lam, bootstrap=bootstrap, cu_seqlens=cu_seqlens)
+    return run(
+        rewards,
+        values,
+        mask,
+        gamma=float(gamma),
+        lam=lam if isinstance(lam, Tensor) else float(lam),
+        bootstrap=bootstrap,
+        cu_seqlens=cu_seqlens,
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import get_args
 
 from torch import Tensor
@@ -20,7 +21,7 @@ def token_advantages(
     *,
     sequence_rewards: Tensor | None = None,
     reward_scale: float = 1.0,
-    reward_clip: float | tuple[float, float] | None = None,
+    reward_clip: float | Sequence[float] | None = None,
     kl_coef: float = 0.0,
     kl_estimator: KLEstimator = "k1",
     gamma: float = 1.0,
@@ -41,7 +42,7 @@ def token_advantages(
         mask: same shape, bool or 0/1: the tokens the policy produced; may have holes. Default: all.
         sequence_rewards: `[B]`, added as they are on the last valid token; lost where a sequence has none.
         reward_scale: factor of the clipped token rewards.
-        reward_clip: token rewards are clipped to `[-reward_clip, reward_clip]`, or to the two bounds of a pair.
+        reward_clip: token rewards are clipped to `[-reward_clip, reward_clip]`, or to those of a pair `(low, high)`.
         kl_coef: weight of the KL penalty, at least 0.
         kl_estimator: "k1", "k2", "k3" or "abs"; a "+" makes no difference here, where nothing is differentiated.
         gamma: discount, in [0, 1].
@@ -72,11 +73,7 @@ def token_advantages(
     _checks.check_mask("mask", mask, "values", values)
     _checks.check_per_sequence("sequence_rewards", sequence_rewards, batch, "values", values)
     _checks.check_finite("reward_scale", reward_scale)
-    if isinstance(reward_clip, tuple):
-        if len(reward_clip) != 2 or not reward_clip[0] <= reward_clip[1]:
-            raise ValueError(f"reward_clip is {reward_clip}; a pair must be (low, high) with low <= high")
-    elif reward_clip is not None:
-        _checks.check_positive("reward_clip", reward_clip)
+    _check_reward_clip(reward_clip)
     _checks.check_finite("kl_coef", kl_coef)
     if kl_coef < 0:
         raise ValueError(f"kl_coef is {kl_coef}; it must be at least 0")
@@ -98,8 +95,17 @@ def token_advantages(
         reward_clip=reward_clip,
         kl_coef=kl_coef,
         kl_estimator=kl_estimator,
-        gamma=gamma,
-        lam=lam,
+        gamma=float(gamma),
+        lam=lam if isinstance(lam, Tensor) else float(lam),
         bootstrap=bootstrap,
         cu_seqlens=cu_seqlens,
     )
+
+
+def _check_reward_clip(reward_clip: float | Sequence[float] | None) -> None:
+    if isinstance(reward_clip, (tuple, list)):
+        is_pair = len(reward_clip) == 2 and all(map(_checks.is_number, reward_clip))
+        if not is_pair or not reward_clip[0] <= reward_clip[1]:
+            raise ValueError(f"reward_clip is {reward_clip}; a pair must be (low, high) with low <= high")
+    elif reward_clip is not None and not (_checks.is_number(reward_clip) and reward_clip > 0):
+        raise ValueError(f"reward_clip is {reward_clip!r}; it must be greater than 0, or a pair (low, high)")

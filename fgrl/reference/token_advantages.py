@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -20,7 +22,7 @@ def token_advantages(
     *,
     sequence_rewards: Tensor | None = None,
     reward_scale: float = 1.0,
-    reward_clip: float | tuple[float, float] | None = None,
+    reward_clip: float | Sequence[float] | None = None,
     kl_coef: float = 0.0,
     kl_estimator: KLEstimator = "k1",
     gamma: float = 1.0,
@@ -40,7 +42,7 @@ def token_advantages(
     if token_rewards is not None:
         rewards = select(token_rewards, valid, dtype)
         if reward_clip is not None:
-            low, high = reward_clip if isinstance(reward_clip, tuple) else (-reward_clip, reward_clip)
+            low, high = reward_clip if isinstance(reward_clip, Sequence) else (-reward_clip, reward_clip)
             rewards = rewards.clamp(low, high)
         rewards = reward_scale * rewards
     if logprobs is not None and ref_logprobs is not None:

@@ -179,12 +179,13 @@ def test_masks_other_than_0_and_1(op: str, name: str, value: float) -> None:
 
 
 SCALARS = {
-    "gae": [("gamma", bad) for bad in (-0.1, 1.1, NAN, "1", None)] + [("lam", bad) for bad in (-0.1, 1.1, NAN, None)],
+    "gae": [("gamma", bad) for bad in (-0.1, 1.1, NAN, "1", None, True)]
+    + [("lam", bad) for bad in (-0.1, 1.1, NAN, None)],
     "token_advantages": [
         *[(name, bad) for name in ("gamma", "lam") for bad in (-0.1, 1.1, NAN, None)],
         *[("kl_coef", bad) for bad in (-0.1, NAN, float("inf"), None)],
         *[("kl_estimator", bad) for bad in ("k4", "K1", "", None, "+")],
-        *[("reward_clip", bad) for bad in (0.0, -1.0, NAN, (1.0, -1.0), (1.0,), (NAN, 1.0))],
+        *[("reward_clip", bad) for bad in (0.0, -1.0, NAN, True, "1", (1.0, -1.0), (1.0,), (NAN, 1.0), ["a", "b"])],
         *[("reward_scale", bad) for bad in (NAN, float("inf"), None)],
     ],
     "edit_preference_loss": [
@@ -196,7 +197,7 @@ SCALARS = {
     "value_loss": [
         *[("clip", bad) for bad in (-0.1, NAN, "x")],
         *[("aggregation", bad) for bad in ("mean", None)],
-        *[("normalizer", bad) for bad in (-1.0, NAN, "x", torch.zeros(2))],
+        *[("normalizer", bad) for bad in (-1.0, NAN, "x", True, torch.zeros(2))],
     ],
     "ppo_loss": [("normalizer", bad) for bad in (-1.0, NAN, torch.zeros(2), torch.tensor(-1.0), torch.tensor(NAN))],
     "linear_logprobs": [(name, bad) for name in ("temperature", "softcap") for bad in (0.0, -1.0, NAN, float("inf"))]
@@ -212,6 +213,45 @@ SCALAR_CASES = [(op, name, bad) for op, cases in SCALARS.items() for name, bad i
 @pytest.mark.parametrize(("op", "name", "bad"), SCALAR_CASES, ids=[f"{o}.{n}={v!r:.14}" for o, n, v in SCALAR_CASES])
 def test_options_outside_their_range(op: str, name: str, bad: Any) -> None:
     assert fails(op, name, **{name: bad}).startswith(name)
+
+
+NUMBERS = {
+    "gae": {"gamma": 1, "lam": 0.5},
+    "token_advantages": {"gamma": 1, "lam": 0.5, "kl_coef": 0.5, "reward_scale": 3, "reward_clip": 1},
+    "edit_preference_loss": {"unchanged_weight": 0.5, "margin": 1},
+    "token_reward_head": {"norm_eps": 0.5},
+    "value_loss": {"clip": 0.5, "normalizer": 3},
+    "ppo_loss": {"normalizer": 3},
+    "linear_logprobs": {"temperature": 0.5, "softcap": 3},
+    "linear_ppo_loss": {"temperature": 0.5, "softcap": 3, "normalizer": 3},
+}
+NUMBER_CASES = [(op, name, value) for op, options in NUMBERS.items() for name, value in options.items()]
+
+
+def flattened(result: Any) -> list[torch.Tensor]:
+    if isinstance(result, torch.Tensor):
+        return [result]
+    return [tensor for part in (result.values() if isinstance(result, dict) else result) for tensor in flattened(part)]
+
+
+@pytest.mark.parametrize(("op", "name", "value"), NUMBER_CASES, ids=[f"{o}.{n}" for o, n, _ in NUMBER_CASES])
+def test_options_are_numbers_of_any_kind(op: str, name: str, value: float) -> None:
+    """A count or a coefficient often comes out of NumPy."""
+    inputs = good(op)
+    expected = flattened(getattr(fgrl.ops, op)(**inputs, **{name: value}))
+    for kind in (np.float16, np.float32, np.float64, *([np.int64] if isinstance(value, int) else [])):
+        ours = flattened(getattr(fgrl.ops, op)(**inputs, **{name: kind(value)}))
+        for left, right in zip(ours, expected, strict=True):
+            assert left.dtype == right.dtype
+            assert torch.equal(left, right), kind
+
+
+@pytest.mark.parametrize("op", ["gae", "token_advantages"])
+def test_the_precision_of_an_option_is_not_that_of_the_recursion(op: str) -> None:
+    low = np.float16(0.99)
+    inputs = good(op)
+    rough, exact = (getattr(fgrl.ops, op)(**inputs, gamma=gamma, lam=gamma) for gamma in (low, float(low)))
+    assert torch.equal(rough.advantages, exact.advantages)
 
 
 @pytest.mark.parametrize("op", ["gae", "token_advantages"])

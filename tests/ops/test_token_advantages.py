@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import oracles
 import pytest
 import torch
@@ -92,9 +93,10 @@ def test_rewards_are_clipped_before_they_are_scaled() -> None:
     assert result.advantages.tolist() == [[-5.0, 2.5, 5.0]]
 
 
-def test_reward_clip_as_a_pair_of_bounds() -> None:
+@pytest.mark.parametrize("pair", [(-1.0, 2.0), [-1, 2], (np.float32(-1), np.int64(2))], ids=["tuple", "list", "NumPy"])
+def test_reward_clip_as_a_pair_of_bounds(pair: Any) -> None:
     rewards = torch.tensor([[-5.0, 0.25, 5.0]])
-    result = fgrl.ops.token_advantages(rewards, torch.zeros(1, 3), None, None, reward_clip=(-1.0, 2.0), lam=0.0)
+    result = fgrl.ops.token_advantages(rewards, torch.zeros(1, 3), None, None, reward_clip=pair, lam=0.0)
     assert result.advantages.tolist() == [[-1.0, 0.25, 2.0]]
 
 

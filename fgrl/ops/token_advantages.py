@@ -103,7 +103,7 @@ def token_advantages(
 
 
 def _check_reward_clip(reward_clip: float | Sequence[float] | None) -> None:
-    if isinstance(reward_clip, (tuple, list)):
+    if isinstance(reward_clip, Sequence):
         is_pair = len(reward_clip) == 2 and all(map(_checks.is_number, reward_clip))
         if not is_pair or not reward_clip[0] <= reward_clip[1]:
             raise ValueError(f"reward_clip is {reward_clip}; a pair must be (low, high) with low <= high")

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -416,3 +417,26 @@ def test_several_python_threads_may_call_at_once() -> None:
         thread.join()
     for index in range(4):
         assert_same(results[index], expected[index])
+
+
+@needs_extension
+def test_other_python_threads_run_meanwhile() -> None:
+    ticks, done = 0, threading.Event()
+
+    def tick() -> None:
+        nonlocal ticks
+        while not done.wait(0.001):
+            ticks += 1
+
+    a, b, cu_seqlens = torch.arange(65536), torch.arange(65536, 131072), torch.tensor([0, 65536])
+    thread = threading.Thread(target=tick)
+    thread.start()
+    try:
+        time.sleep(0.05)
+        before = ticks
+        fgrl.align_edits((a, cu_seqlens), (b, cu_seqlens), num_threads=1)
+        during = ticks - before
+    finally:
+        done.set()
+        thread.join()
+    assert during > 5, "the op held the GIL"

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 import fgrl
-from fgrl.cli._common import UsageError, add_common_arguments, apply_config
+from fgrl.cli._common import OptionParser, UsageError, add_common_arguments, apply_config
 
 _COMMANDS = {
     "doctor": "fgrl.cli.doctor",
@@ -22,7 +22,7 @@ _COMMANDS = {
 
 def build_parser(command: str | None) -> tuple[argparse.ArgumentParser, argparse.ArgumentParser | None]:
     """The parser of the whole command line, and that of the subcommand `command`, the only one with its options."""
-    parser = argparse.ArgumentParser(prog="fgrl", description="Fine-grained RL from minimal edits.")
+    parser = OptionParser(prog="fgrl", description="Fine-grained RL from minimal edits.")
     parser.add_argument("--version", action="version", version=f"fgrl {fgrl.__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     chosen = None

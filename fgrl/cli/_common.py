@@ -9,11 +9,32 @@ from typing import Any
 
 from fgrl.cli._progress import progress
 
-__all__ = ["UsageError", "add_common_arguments", "apply_config", "progress", "require"]
+__all__ = ["OptionParser", "UsageError", "add_common_arguments", "apply_config", "progress", "require"]
 
 
 class UsageError(ValueError):
     """A command line or configuration that cannot be used: exit code 2."""
+
+
+class OptionParser(argparse.ArgumentParser):
+    """A parser that takes flags in full only, and where a repeatable flag replaces its default.
+
+    argparse would take `--conf` for `--config`, without the file being read, and append to what the file says.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
+        self.register("action", "append", _Repeatable)
+
+
+class _Repeatable(argparse.Action):
+    """`action="append"`: the list of a flag's values, where there are any, and else the default."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: Any = None
+    ) -> None:
+        earlier = getattr(namespace, self.dest)
+        setattr(namespace, self.dest, [values] if earlier is self.default else [*earlier, values])
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
@@ -83,18 +104,24 @@ def _read_yaml(path: Path) -> dict[Any, Any]:
 
 def _convert(path: Path, key: str, value: Any, action: argparse.Action) -> Any:
     """`value` as the command line would have parsed it."""
+    if value is None:
+        return None
+    if action.nargs == 0:
+        if not isinstance(value, bool):
+            raise UsageError(f"{path}: {key} is {value!r}; it must be true or false")
+        return value
+    if isinstance(action, _Repeatable):
+        return [_convert_one(path, key, item, action) for item in (value if isinstance(value, list) else [value])]
+    return _convert_one(path, key, value, action)
 
-    def one(item: Any) -> Any:
-        try:
-            converted = item if item is None or action.type is None else action.type(str(item))  # type: ignore[operator]
-        except (ValueError, TypeError, argparse.ArgumentTypeError) as error:
-            raise UsageError(f"{path}: {key} is {item!r}: {error}") from error
-        if action.choices is not None and converted is not None and converted not in action.choices:
-            raise UsageError(f"{path}: {key} is {item!r}; it must be one of {', '.join(map(str, action.choices))}")
-        return converted
 
-    if isinstance(value, list):
-        return [one(item) for item in value]
-    if action.nargs == 0 and not isinstance(value, bool):
-        raise UsageError(f"{path}: {key} is {value!r}; it must be true or false")
-    return value if action.nargs == 0 else one(value)
+def _convert_one(path: Path, key: str, value: Any, action: argparse.Action) -> Any:
+    if isinstance(value, (list, dict, bool)) or value is None:
+        raise UsageError(f"{path}: {key} is {value!r}; it must be one value")
+    try:
+        converted = str(value) if action.type is None else action.type(str(value))  # type: ignore[operator]
+    except (ValueError, TypeError, argparse.ArgumentTypeError) as error:
+        raise UsageError(f"{path}: {key} is {value!r}: {error}") from error
+    if action.choices is not None and converted not in action.choices:
+        raise UsageError(f"{path}: {key} is {value!r}; it must be one of {', '.join(map(str, action.choices))}")
+    return converted

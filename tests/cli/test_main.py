@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +94,51 @@ def test_config_file_supplies_required_and_positional_arguments(tmp_path: Path, 
     config.write_text(f"source: nowhere.jsonl\nmodel: {tmp_path}\nout: {tmp_path / 'out'}\n")
     assert run("train-ppo", "--config", str(config)) == 2
     assert "there is no reward" in capsys.readouterr().err  # past argparse, into the command's own checks
+
+
+@pytest.fixture
+def parse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., argparse.Namespace]:
+    """What `fgrl train-ppo` parses from the text of a configuration file and flags."""
+
+    def parse(content: str, *flags: str) -> argparse.Namespace:
+        config = tmp_path / "run.yaml"
+        config.write_text(f"source: s\nmodel: m\nout: o\n{content}")
+        captured: list[argparse.Namespace] = []
+        monkeypatch.setattr("fgrl.cli.train_ppo.run", lambda args: captured.append(args) or 0)
+        assert run("train-ppo", "--config", str(config), *flags) == 0
+        return captured[0]
+
+    return parse
+
+
+@pytest.mark.parametrize("content", ["reward-model: some/model", "reward-model: [some/model]"], ids=["scalar", "list"])
+def test_config_file_names_one_value_of_a_repeatable_option(parse: Any, content: str) -> None:
+    assert parse(content).reward_model == ["some/model"]
+    assert parse(content, "--reward-model", "a", "--reward-model", "b").reward_model == ["a", "b"]
+
+
+def test_flags_replace_the_list_of_the_file_and_the_rest_stays(parse: Any) -> None:
+    args = parse("set: [vf_coef=1, gamma=0.5]\ncolumn: [prompt=a, x=b]\n", "--set", "lam=0.5")
+    assert args.set == ["lam=0.5"]
+    assert args.column == ["prompt=a", "x=b"]
+
+
+def test_values_of_the_file_are_what_the_flags_would_be(parse: Any) -> None:
+    args = parse("model: 7\nlearning-rate: 1e-3\nseed: 3\ncpu: true\ntokenizer: null\n")
+    assert (args.model, args.learning_rate, args.seed, args.cpu, args.tokenizer) == ("7", 1e-3, 3, True, None)
+
+
+@pytest.mark.parametrize("line", ["seed: [1, 2]", "seed: one", "model: [a]", "model: {a: b}", "set: [{vf_coef: 1}]"])
+def test_values_of_the_file_that_no_flag_could_have(line: str, tmp_path: Path, capsys: Any) -> None:
+    config = tmp_path / "bad.yaml"
+    config.write_text(f"source: s\nmodel: m\nout: o\n{line}\n")
+    assert run("train-ppo", "--config", str(config)) == 2
+    assert line.partition(":")[0] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["--vers"], ["doctor", "--conf", "x.yaml"], ["doctor", "--js"]], ids=" ".join)
+def test_flags_are_taken_in_full_only(arguments: list[str]) -> None:
+    assert run(*arguments) == 2
 
 
 def test_progress_yields_everything_and_is_silent_off_a_terminal(capsys: Any) -> None:

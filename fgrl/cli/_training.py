@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from fgrl.cli._common import UsageError
+from fgrl.cli._settings import parse_settings
 
 ConfigT = TypeVar("ConfigT")
 
@@ -74,7 +75,7 @@ def build_config(config: type[ConfigT], args: argparse.Namespace, defaults: Mapp
         field = RENAMED.get(flag, flag)
         if field in fields and value is not None:
             options[field] = value
-    options.update(_parse_settings(args.set, fields, config.__name__))
+    options.update(parse_settings(args.set, config))
     try:
         return config(**options)
     except (ValueError, TypeError) as error:
@@ -114,19 +115,3 @@ def last_checkpoint(args: argparse.Namespace) -> str | None:
     if checkpoint is None:
         raise UsageError(f"--resume found no checkpoint in {args.out}: run with --save-steps first")
     return str(checkpoint)
-
-
-def _parse_settings(settings: list[str] | None, fields: set[str], config_name: str) -> dict[str, Any]:
-    import yaml
-
-    parsed = {}
-    for setting in settings or []:
-        name, separator, value = setting.partition("=")
-        name = name.strip().replace("-", "_")
-        if not separator or name not in fields:
-            raise UsageError(f"--set {setting} must be NAME=VALUE with a field of {config_name}")
-        try:
-            parsed[name] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise UsageError(f"--set {setting} is not YAML: {' '.join(str(error).split())}") from error
-    return parsed

@@ -6,6 +6,9 @@ import argparse
 import importlib
 import json
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from fgrl.cli._common import UsageError, require
@@ -30,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `fgrl train-ppo`."""
     parser.add_argument("source", help='prompts: .jsonl, .json, .ndjson (also .gz) or .parquet with a "prompt" a row')
     parser.add_argument("--model", required=True, help="causal LM to train: name, folder or .gguf")
+    parser.add_argument("--tokenizer", help="its tokenizer (default: the model's)")
     parser.add_argument("--reward-model", action="append", metavar="MODEL", help="token reward model; may be repeated")
     parser.add_argument(
         "--reward-function",
@@ -85,14 +89,18 @@ def _trainer(args: argparse.Namespace, config: FineGrainedPPOConfig) -> FineGrai
 
     from fgrl.data import read_prompts
     from fgrl.models import ValueModel, load_causal_lm, load_tokenizer
+    from fgrl.models.loading import check_vocabulary
     from fgrl.trainer import FineGrainedPPOTrainer
     from fgrl.trainer.reward_sources import check_same_vocabulary
 
     loading: dict[str, Any] = {"attn_implementation": args.attn_implementation}
     if args.dtype is not None:
         loading["dtype"] = args.dtype
+    with usable("--tokenizer" if args.tokenizer else "--model", args.tokenizer or args.model):
+        tokenizer = load_tokenizer(args.tokenizer or args.model)
     with usable("--model", args.model):
-        policy, tokenizer = load_causal_lm(args.model, **loading), load_tokenizer(args.model)
+        policy = load_causal_lm(args.model, **loading)
+        check_vocabulary(tokenizer, policy)
     rewards: list[Any] = []
     for name in args.reward_model or []:
         reward_model, reward_tokenizer = load_reward_model(name, None, flag="--reward-model", **loading)
@@ -121,9 +129,21 @@ def _load_function(name: str) -> Any:
     if not separator:
         raise UsageError(f"--reward-function {name} must be MODULE:FUNCTION")
     try:
-        return getattr(importlib.import_module(module), function)
+        with _current_folder_importable():
+            return getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
         raise UsageError(f"--reward-function {name} cannot be loaded: {error}") from error
+
+
+@contextmanager
+def _current_folder_importable() -> Iterator[None]:
+    """As for `python -m`: an installed script has its own folder on `sys.path`, not the one it is called from."""
+    folder = os.getcwd()
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)
 
 
 def _report(trainer: FineGrainedPPOTrainer, metrics: dict[str, Any], out: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -46,15 +47,60 @@ def test_trains_with_a_reward_model_and_writes_policy_and_metrics(
     assert "--overwrite" in capsys.readouterr().err
 
 
-def test_reward_function_by_name(prompts: Path, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    (tmp_path / "my_rewards.py").write_text(
-        "def length(completions, **columns):\n    return [1.0] * len(completions)\n"
-    )
-    monkeypatch.syspath_prepend(str(tmp_path))
-    options = ["--reward-function", "my_rewards:length", "--set", "vf_coef=0.5", "--lora-rank", "2"]
+@pytest.fixture
+def reward_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A function of a module in the current folder, as an installed script sees it: the folder is not importable."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    code = "def length(completions, **columns):\n    return [1.0] * len(completions)\n"
+    (folder / "my_rewards.py").write_text(code)
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("sys.path", [path for path in sys.path if path not in ("", str(folder))])
+    monkeypatch.delitem(sys.modules, "my_rewards", raising=False)
+    return "my_rewards:length"
+
+
+def test_reward_function_by_name(prompts: Path, tiny_checkpoint: Path, tmp_path: Path, reward_function: str) -> None:
+    before = list(sys.path)
+    options = ["--reward-function", reward_function, "--set", "vf_coef=1e-1", "--lora-rank", "2"]
     assert main(command(prompts, tiny_checkpoint, tmp_path / "out", *options)) == 0
     history = json.loads((tmp_path / "out" / "metrics.json").read_text())["history"]
     assert history[0]["reward/length"] == 1.0
+    assert sys.path == before
+
+
+def test_gradient_checkpointing(prompts: Path, tiny_checkpoint: Path, tmp_path: Path, reward_function: str) -> None:
+    options = ["--reward-function", reward_function, "--gradient-checkpointing"]
+    assert main(command(prompts, tiny_checkpoint, tmp_path / "out", *options)) == 0
+
+
+def test_tokenizer_of_its_own(
+    prompts: Path, tiny_checkpoint: Path, tmp_path: Path, reward_function: str, capsys: Any
+) -> None:
+    tokenizer, out = tmp_path / "tokenizer", tmp_path / "out"
+    tokenizer.mkdir()
+    for path in tiny_checkpoint.glob("*token*"):
+        path.rename(tokenizer / path.name)
+    options = ["--reward-function", reward_function]
+    assert main(command(prompts, tiny_checkpoint, out, *options)) == 2
+    assert f"--model {tiny_checkpoint} cannot be used" in capsys.readouterr().err
+    assert main(command(prompts, tiny_checkpoint, out, *options, "--tokenizer", str(tmp_path / "nowhere"))) == 2
+    assert f"--tokenizer {tmp_path / 'nowhere'} cannot be used" in capsys.readouterr().err
+    assert main(command(prompts, tiny_checkpoint, out, *options, "--tokenizer", str(tokenizer))) == 0
+    assert (out / "tokenizer.json").exists()
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model(
+    prompts: Path, tiny_checkpoint: Path, tiny_tokenizer: Any, tmp_path: Path, reward_function: str, capsys: Any
+) -> None:
+    import copy
+
+    larger = copy.deepcopy(tiny_tokenizer)
+    larger.add_tokens(["<extra>"])
+    larger.save_pretrained(tmp_path / "larger")
+    options = ["--reward-function", reward_function, "--tokenizer", str(tmp_path / "larger")]
+    assert main(command(prompts, tiny_checkpoint, tmp_path / "out", *options)) == 2
+    assert f"--model {tiny_checkpoint} cannot be used: the tokenizer has" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -64,6 +110,7 @@ def test_reward_function_by_name(prompts: Path, tiny_checkpoint: Path, tmp_path:
         (["--reward-function", "nowhere"], "MODULE:FUNCTION"),
         (["--reward-function", "nowhere:f"], "cannot be loaded"),
         (["--reward-function", "math:sqrt", "--set", "nonsense=1"], "--set nonsense=1"),
+        (["--reward-function", "math:sqrt", "--set", "vf_coef=high"], "--set vf_coef=high: vf_coef must be float"),
         (["--reward-function", "math:sqrt", "--gamma", "2"], "gamma"),
         (["--reward-function", "math:sqrt", "--resume"], "found no checkpoint"),
     ],

@@ -10,10 +10,22 @@ from tempfile import TemporaryDirectory
 # C++ names of torch, c10 and ATen are not stable from one release to the next; the C functions of the Stable ABI are.
 UNSTABLE = re.compile(r"_Z\w*?(N[KVO]*(2at|3c10|5torch)|T[VIS]N(2at|3c10|5torch))")
 # Part of Python's stable ABI since 3.2 at the latest.
-PYTHON = set(
-    "PyByteArray_FromStringAndSize PyErr_Clear PyErr_Occurred PyList_GetItem PyList_Size PyList_Type PyLong_AsLongLong "
-    "PyLong_Type PyModule_Create2 PyTuple_GetItem PyTuple_Size PyTuple_Type Py_BuildValue _Py_NoneStruct".split()
-)
+PYTHON = {
+    "PyByteArray_FromStringAndSize",
+    "PyErr_Clear",
+    "PyErr_Occurred",
+    "PyList_GetItem",
+    "PyList_Size",
+    "PyList_Type",
+    "PyLong_AsLongLong",
+    "PyLong_Type",
+    "PyModule_Create2",
+    "PyTuple_GetItem",
+    "PyTuple_Size",
+    "PyTuple_Type",
+    "Py_BuildValue",
+    "_Py_NoneStruct",
+}
 
 wheels = list(Path(sys.argv[1]).glob("*.whl"))
 assert len(wheels) == 1, f"{len(wheels)} wheels; there must be one"

@@ -24,14 +24,15 @@ def load_causal_lm(
         name_or_path: where it is.
         attn_implementation: "auto" or a name of transformers; see `fgrl.models.resolve_attention`.
         **kwargs: passed to transformers: `dtype`, `revision`, `device_map`, ... Weights are read from safetensors or
-            GGUF only, unless `use_safetensors` says otherwise.
+            GGUF only, unless `use_safetensors` says otherwise, and are float32 unless `dtype` says otherwise: in
+            half precision they are too coarse for the updates of PPO.
     """
     name_or_path, gguf_file = split_gguf(name_or_path, kwargs.pop("gguf_file", None))
     if gguf_file is not None:
         kwargs = {**gguf_options(gguf_file), **kwargs}
     else:
         kwargs.setdefault("use_safetensors", True)
-    dtype = kwargs.get("dtype")
+    dtype = kwargs.setdefault("dtype", torch.float32)
     if isinstance(dtype, str) and dtype != "auto":
         dtype = getattr(torch, dtype)
     kwargs["attn_implementation"] = resolve_attention(

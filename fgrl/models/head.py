@@ -42,7 +42,8 @@ def hidden_states_and_head(
         model = model.get_base_model()
     head = model.get_output_embeddings()
     if not isinstance(head, nn.Linear):
-        raise ValueError(f"model has an output head of type {type(head).__name__}; it must be a plain linear layer")
+        kind = type(head).__name__ + (" with adapters of its own" if hasattr(head, "base_layer") else "")
+        raise ValueError(f"model has an output head of type {kind}; it must be a plain linear layer")
     if attention_mask is not None and position_ids is None:
         position_ids = attention_mask.long().cumsum(-1).sub(1).clamp(min=0)
     outputs = model.base_model(

@@ -36,15 +36,25 @@ class ActorCritic(nn.Module):
         """The policy's configuration."""
         return self.policy.config
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
-        """Recompute the activations of both models in the backward pass."""
-        for model in (self.policy, self.value_model):
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=gradient_checkpointing_kwargs)
+    def activation_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
+        """Recompute the activations of both models in the backward pass; arguments as transformers has them."""
+        self._both("activation_checkpointing_enable", *args, **kwargs)
+
+    def activation_checkpointing_disable(self) -> None:
+        """Keep the activations of both models."""
+        self._both("activation_checkpointing_disable")
+
+    def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
+        """The name that older versions of transformers call."""
+        self._both("gradient_checkpointing_enable", *args, **kwargs)
 
     def gradient_checkpointing_disable(self) -> None:
-        """Keep the activations of both models."""
-        for model in (self.policy, self.value_model):
-            model.gradient_checkpointing_disable()
+        """The name that older versions of transformers call."""
+        self._both("gradient_checkpointing_disable")
+
+    def _both(self, method: str, *args: Any, **kwargs: Any) -> None:
+        for model in (self.policy, self.value_model.model):
+            getattr(model, method)(*args, **kwargs)
 
     def forward(self, batch: Rollout, normalizer: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and statistics of some sequences of a rollout.
@@ -80,8 +90,11 @@ class ActorCritic(nn.Module):
             normalizer=normalizer,
             aggregation=self.loss_config.aggregation,
         )
-        stats = {name: stat for name, stat in policy.stats.items() if name != "tokens"}
-        stats |= {"value_loss": value.stats["value_loss"], "value_clip_fraction": value.stats["clip_fraction"]}
+        stats = {
+            **policy.stats,
+            "value_loss": value.stats["value_loss"],
+            "value_clip_fraction": value.stats["clip_fraction"],
+        }
         return policy.loss + self.vf_coef * value.loss, stats
 
 

@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-import copy
 import os
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
+from accelerate.utils import set_seed
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
 
-from fgrl.data import PromptEncoder, read_prompts
-from fgrl.models import ValueModel
-from fgrl.models.adapters import with_adapters
-from fgrl.models.loading import set_dropout
+from fgrl.models import ValueModel, load_tokenizer
 from fgrl.trainer.actor_critic import ActorCritic, step_normalizer
 from fgrl.trainer.ppo_config import FineGrainedPPOConfig
-from fgrl.trainer.ppo_data import RolloutSampler, SetSamplerEpoch, as_rows
+from fgrl.trainer.ppo_data import RolloutCallback, RolloutSampler, as_rows, prompt_rows
+from fgrl.trainer.ppo_metrics import RunningMeans
+from fgrl.trainer.ppo_models import load_weights, longest_prompt, prepare_models
 from fgrl.trainer.reward_sources import check_same_vocabulary, reward_sources
 from fgrl.trainer.rollout import Rollout
 from fgrl.trainer.rollout_maker import RolloutMaker
 
 _VALUE_FOLDER = "value_model"
 _NORMALIZED_STATS = ("policy_loss", "value_loss", "kl", "entropy")
+_MAXIMA = ("ratio_max",)
 
 
 class FineGrainedPPOTrainer(Trainer):
@@ -37,18 +37,18 @@ class FineGrainedPPOTrainer(Trainer):
     is kept: ordinary PPO, by the same code. Checkpoints hold the policy as a plain Hugging Face model, and the value
     model in the folder `value_model`.
 
+    `trainer.model` is policy and value model in one module; callbacks that generate or save want `trainer.policy`.
+
     Args:
-        model: the policy: a causal LM, or a folder or name to load it from.
-        ref_model: the model the KL is taken against. Default: a frozen copy of the policy, or, with `peft_config`, the
-            policy without its adapters. None is loaded where neither `kl_coef` nor `loss_kl_coef` is set.
-        reward_model: a `TokenRewardModel`, a token-classification model, a function as in TRL
-            (`fn(prompts=, completions=, completion_ids=, **columns)` returning a number, or a list of one number a
-            token, for each completion), or a list of these, which add up.
-        value_model: default: a copy of the policy's backbone with a new head.
+        model: the policy: a causal LM, a `PeftModel` of one, or a folder, name or `.gguf` file to load it from.
+        ref_model: the model the KL is taken against. Default: a frozen copy of the policy, or, where the policy has
+            adapters, the policy without them. None is kept where neither `kl_coef` nor `loss_kl_coef` is set.
+        reward_model: a `TokenRewardModel`, a token-classification model of one label, a function as in TRL (see
+            `fgrl.trainer.reward_sources.RewardSource`), or a list of these, which add up.
+        value_model: a `ValueModel`, a token-classification model of one label, or a name to load it from. Default: a
+            copy of the policy's backbone with a new head.
         args: the options.
-        processing_class: the policy's tokenizer.
-        reward_processing_class: the reward model's tokenizer, where it is another object: its vocabulary must be the
-            policy's.
+        processing_class: the policy's tokenizer; by default that of `model` where it is a name.
         train_dataset: rows with `prompt` (text or chat messages) or `prompt_ids` (token ids): a path that
             `fgrl.data.read_prompts` reads, a `datasets.Dataset`, or a list of dicts. Other columns go to the reward
             functions.
@@ -56,9 +56,17 @@ class FineGrainedPPOTrainer(Trainer):
         callbacks: as in `transformers.Trainer`.
         optimizers: as in `transformers.Trainer`.
         peft_config: trains adapters of the policy and of the value model instead of all weights.
+        reward_processing_class: the reward model's tokenizer, where it is another object: its vocabulary must be the
+            policy's.
 
     Raises:
         ValueError: an argument that does not fit, a reward model with another vocabulary included.
+
+    Example:
+        >>> trainer = FineGrainedPPOTrainer(
+        ...     "my-sft-model", reward_model=reward_model, args=args, train_dataset="prompts.jsonl"
+        ... )  # doctest: +SKIP
+        >>> trainer.train()  # doctest: +SKIP
     """
 
     args: FineGrainedPPOConfig
@@ -80,69 +88,50 @@ class FineGrainedPPOTrainer(Trainer):
     ) -> None:
         args = FineGrainedPPOConfig(output_dir="fgrl-ppo") if args is None else args
         if processing_class is None:
-            raise ValueError("processing_class is None; it must be the policy's tokenizer")
+            if isinstance(model, nn.Module):
+                raise ValueError("processing_class is None; it must be the policy's tokenizer")
+            processing_class = load_tokenizer(model)
         if reward_processing_class is not None:
             check_same_vocabulary(processing_class, reward_processing_class)
-        if not isinstance(model, nn.Module):
-            model = AutoModelForCausalLM.from_pretrained(model)
-        train_rows, eval_rows = _rows(train_dataset, "train_dataset"), _rows(eval_dataset, "eval_dataset")
+        if args.value_learning_rate is not None and optimizers[0] is not None:
+            raise ValueError("value_learning_rate is set and an optimizer is given; it must be one or the other")
+        sources = reward_sources(reward_model, args.reward_weights)
+        models = prepare_models(model, ref_model, value_model, sources, args, processing_class, peft_config)
+        longest = longest_prompt(models.policy, args)
+        train_rows = prompt_rows(train_dataset, processing_class, longest, "train_dataset")
         if train_rows is None:
             raise ValueError("train_dataset is None; it must be rows with a prompt")
-
-        uses_reference = bool(args.kl_coef or args.loss_kl_coef)
-        if value_model is None:
-            value_model = ValueModel.from_backbone(model)
-        if peft_config is not None:
-            if uses_reference and ref_model is not None:
-                raise ValueError(
-                    "ref_model is given with peft_config; the reference is then the policy without adapters"
-                )
-            model, value_model = _with_adapters(model, value_model, peft_config)
-        elif uses_reference and ref_model is None:
-            ref_model = copy.deepcopy(model)
-        if args.disable_dropout:
-            for module in (model, value_model):
-                set_dropout(module, 0.0)
-
-        self._sources = reward_sources(reward_model, args.reward_weights)
+        self._longest_prompt = longest
+        group = args.rollout_batch_size * args.world_size
         self._sampler = RolloutSampler(
             len(train_rows),
-            args.rollout_batch_size * args.world_size,
+            group,
             args.micro_batches_per_rollout * args.num_ppo_epochs,
             shuffle=True,
             seed=args.data_seed if args.data_seed is not None else args.seed,
         )
         if args.total_episodes is not None:
-            rollouts = -(-args.total_episodes // (args.rollout_batch_size * args.world_size))
-            args.max_steps = rollouts * args.num_ppo_epochs * args.num_mini_batches
+            args.max_steps = -(-args.total_episodes // group) * args.steps_per_rollout
         args.remove_unused_columns = False
 
         super().__init__(
-            model=ActorCritic(model, value_model, args),
+            model=ActorCritic(models.policy, models.value, args),
             args=args,
             data_collator=as_rows,
             train_dataset=train_rows,
-            eval_dataset=eval_rows,
+            eval_dataset=prompt_rows(eval_dataset, processing_class, longest, "eval_dataset"),
             processing_class=processing_class,
             callbacks=callbacks,
             optimizers=optimizers,
         )
-        self.add_callback(SetSamplerEpoch(self._sampler))
-        for frozen in (ref_model, *(source.source for source in self._sources)):
-            if isinstance(frozen, nn.Module):
-                frozen.requires_grad_(False).eval().to(args.device)
-        self._maker = RolloutMaker(
-            args=args,
-            processing_class=processing_class,
-            encoder=PromptEncoder(processing_class, max_length=args.max_prompt_length),
-            sources=self._sources,
-            ref_model=ref_model,
-            uses_reference=uses_reference,
-        )
-        self._micro_step = 0
-        self._rollout: Rollout | None = None
-        self._schedule: list[tuple[Tensor, Tensor]] = []
-        self._metrics: dict[str, list[float]] = defaultdict(list)
+        set_seed(args.seed, device_specific=True)  # processes must not sample with the same random numbers
+        self.add_callback(RolloutCallback(self._sampler, args.steps_per_rollout))
+        for scorer in (models.reference, *(source.source for source in sources)):
+            if isinstance(scorer, nn.Module):
+                scorer.eval().to(args.device)
+        self._maker = RolloutMaker(args, processing_class, sources, models.reference, self.accelerator)
+        self._metrics = RunningMeans(args.device)
+        self._forget_rollout()
 
     @property
     def policy(self) -> PreTrainedModel:
@@ -170,8 +159,9 @@ class FineGrainedPPOTrainer(Trainer):
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """As `transformers.Trainer`, with `value_learning_rate` for the value model where it is set."""
+        is_new = self.optimizer is None
         optimizer = super().create_optimizer(*args, **kwargs)
-        if self.args.value_learning_rate is not None:
+        if is_new and self.args.value_learning_rate is not None:
             of_value = {id(parameter) for parameter in self.value_model.parameters()}
             for group in list(optimizer.param_groups):
                 values = [parameter for parameter in group["params"] if id(parameter) in of_value]
@@ -180,16 +170,34 @@ class FineGrainedPPOTrainer(Trainer):
                     optimizer.add_param_group({**group, "params": values, "lr": self.args.value_learning_rate})
         return optimizer
 
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As `transformers.Trainer`; starts with a rollout of its own."""
+        self._forget_rollout()
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self._forget_rollout()
+
+    def _forget_rollout(self) -> None:
+        self._rollout: Rollout | None = None
+        self._schedule: list[tuple[Tensor, Tensor]] = []
+        self._pass = 0
+
     def _prepare_inputs(self, inputs: list[dict[str, Any]]) -> tuple[Rollout, Tensor]:  # type: ignore[override]
         """Sequences and normalizer of the next forward-backward pass; sampled first where a rollout is due."""
-        passes = len(self._schedule)
-        if not passes or self._micro_step % passes == 0:
-            self._rollout, metrics = self._maker.make(self._actor_critic, inputs, self.accelerator)
+        if self._rollout is None:  # the start, or a resumed run: `global_step` says where in a rollout it is
+            passes = self.args.micro_batches_per_rollout * self.args.num_ppo_epochs
+            self._pass = self.state.global_step * self.args.gradient_accumulation_steps % passes
+        if self._rollout is None or self._pass == len(self._schedule):
+            if self._rollout is not None:
+                self._pass = 0
+            rollout = self._maker.make(self._actor_critic, inputs, self.state, self._metrics)
+            if self.args.whiten_advantages:
+                rollout = rollout.whitened(dist.group.WORLD if self.accelerator.num_processes > 1 else None)
+            self._rollout = rollout
             self._schedule = self._plan(self._rollout)
-            self._record(metrics)
-        assert self._rollout is not None
-        rows, normalizer = self._schedule[self._micro_step % len(self._schedule)]
-        self._micro_step += 1
+        rows, normalizer = self._schedule[self._pass]
+        self._pass += 1
         return self._rollout.select(rows), normalizer
 
     def _plan(self, rollout: Rollout) -> list[tuple[Tensor, Tensor]]:
@@ -226,7 +234,11 @@ class FineGrainedPPOTrainer(Trainer):
         batch, normalizer = inputs
         loss, stats = model(batch, normalizer)
         passes = self.args.gradient_accumulation_steps * self.accelerator.num_processes
-        self._record({name: value * (passes if name in _NORMALIZED_STATS else 1) for name, value in stats.items()})
+        tokens = stats.pop("tokens")
+        for name in _MAXIMA:
+            self._metrics.add_maximum(name, stats.pop(name))
+        self._metrics.add({name: stats.pop(name) * passes for name in _NORMALIZED_STATS})
+        self._metrics.add(stats, weight=tokens)
         loss = loss * passes
         return (loss, stats) if return_outputs else loss
 
@@ -234,35 +246,28 @@ class FineGrainedPPOTrainer(Trainer):
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """Sample one completion for each prompt of the evaluation data and report rewards, KL and lengths."""
-        rows = _rows(eval_dataset, "eval_dataset") if eval_dataset is not None else self.eval_dataset
+        rows = self.eval_dataset
+        if eval_dataset is not None:
+            rows = prompt_rows(eval_dataset, self.processing_class, self._longest_prompt, "eval_dataset")
         if rows is None:
             raise ValueError("eval_dataset is None; evaluate needs rows with a prompt")
-        totals: dict[str, float] = defaultdict(float)
-        count = 0
-        self.model.eval()
-        for batch in self.get_eval_dataloader(rows):
-            _, metrics = self._maker.make(self._actor_critic, batch, self.accelerator)
-            count += len(batch)
-            for name, value in metrics.items():
-                totals[name] += float(value) * len(batch)
-        result = {f"{metric_key_prefix}_{name}": value / max(count, 1) for name, value in totals.items()}
-        self.log(result)
+        processes, rank, size = self.args.world_size, self.args.process_index, self.args.eval_batch_size
+        own = [rows[index] for index in range(rank, len(rows), processes)] if len(rows) >= processes else list(rows)
+        metrics = RunningMeans(self.args.device)
+        for start in range(0, len(own), size):
+            self._maker.make(self._actor_critic, own[start : start + size], self.state, metrics)
+        result = {f"{metric_key_prefix}_{name}": value for name, value in metrics.collect(self.accelerator).items()}
+        super().log(result)
         self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, result)
         return result
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the means since the last call of what rollouts and losses reported."""
-        if not any(name.startswith("eval_") for name in logs):
-            local = {name: sum(values) / len(values) for name, values in self._metrics.items()}
-            self._metrics.clear()
-            if local:
-                means = torch.tensor(list(local.values()), dtype=torch.float64, device=self.args.device)
-                logs = {**logs, **dict(zip(local, self.accelerator.reduce(means, "mean").tolist(), strict=True))}
-        super().log(logs, start_time)
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """Not defined for prompts."""
+        raise ValueError("predict has no meaning for prompts; use evaluate, or policy.generate")
 
-    def _record(self, metrics: dict[str, Tensor]) -> None:
-        for name, value in metrics.items():
-            self._metrics[name].append(float(value))
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add what rollouts and losses reported since the last call."""
+        super().log({**logs, **self._metrics.collect(self.accelerator)}, start_time)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """The policy in `output_dir` as a plain Hugging Face model with its tokenizer; the value model below it."""
@@ -281,33 +286,9 @@ class FineGrainedPPOTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Undo `_save`."""
         folder = Path(resume_from_checkpoint)
-        _load_weights(self.policy, folder)
-        _load_weights(self.value_model.model, folder / _VALUE_FOLDER)
+        load_weights(self.policy, folder)
+        load_weights(self.value_model.model, folder / _VALUE_FOLDER)
 
-
-def _rows(dataset: Any, name: str) -> Any:
-    """`dataset` as rows with a length: rows with `prompt_ids` as they are, others read by `read_prompts`."""
-    if dataset is None:
-        return None
-    is_sized = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__") and not isinstance(dataset, str)
-    is_tokenized = is_sized and len(dataset) > 0 and "prompt_ids" in dataset[0]
-    rows = dataset if is_tokenized else list(read_prompts(dataset))
-    if not len(rows):
-        raise ValueError(f"{name} is empty; it must have at least one prompt")
-    return rows
-
-
-def _with_adapters(model: Any, value_model: ValueModel, peft_config: Any) -> tuple[Any, ValueModel]:
-    from peft import get_peft_model
-
-    return get_peft_model(model, peft_config), ValueModel(with_adapters(value_model.model, peft_config))
-
-
-def _load_weights(module: Any, folder: Path) -> None:
-    """Load what `module.save_pretrained(folder)` wrote into `module`."""
-    if hasattr(module, "peft_config"):
-        from peft import load_peft_weights, set_peft_model_state_dict
-
-        set_peft_model_state_dict(module, load_peft_weights(str(folder)))
-    else:
-        module.load_state_dict(type(module).from_pretrained(folder).state_dict())
+    def _load_best_model(self) -> None:
+        """Load the best checkpoint, as `load_best_model_at_end` asks."""
+        self._load_from_checkpoint(self.state.best_model_checkpoint)

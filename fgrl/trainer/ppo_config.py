@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal, get_args
 
 from transformers import TrainingArguments
 
+from fgrl.trainer.sampling import RESERVED
 from fgrl.types import KLEstimator, PPOLossConfig
 
 
@@ -23,16 +24,20 @@ class FineGrainedPPOConfig(TrainingArguments):
         num_ppo_epochs: passes over each rollout.
         num_mini_batches: optimizer steps a pass.
         rollout_forward_batch_size: sequences a forward pass while a rollout is scored (no gradient).
-        max_prompt_length: longest prompt, in tokens; longer ones lose their beginning.
+        model_init_kwargs: options of `fgrl.models.load_causal_lm`, where the policy is given by name.
+        max_prompt_length: longest prompt, in tokens, or what the policy's context leaves where that is shorter; longer
+            prompts lose their beginning.
         max_completion_length: longest completion, in tokens.
         temperature: sampling temperature; the log-probabilities are taken at the same one.
-        top_k: sample among the k likeliest tokens; 0 for all. Log-probabilities are of the full distribution.
+        top_k: sample among the k likeliest tokens; 0 for all.
         top_p: sample among the likeliest tokens of this total probability.
-        generation_kwargs: further options of `generate`.
+        generation_kwargs: further options of `transformers.GenerationConfig`. The model's own generation config has no
+            say but for its end-of-sequence tokens. An option that changes the distribution (`repetition_penalty`) or
+            `top_k` and `top_p` make the samples off-policy: the log-probabilities are of the full distribution.
         reward_level: "token" gives every token its own reward; "sequence" keeps only the one of the last token, which
             is ordinary PPO.
         reward_weights: one factor a reward source; default 1 each.
-        reward_scale: factor of the token rewards.
+        reward_scale: factor of the token rewards; the numbers a completion that functions return are added as they are.
         reward_clip: token rewards are clipped to `[-reward_clip, reward_clip]`.
         missing_eos_penalty: subtracted from the sequence reward of a completion without an end-of-sequence token.
         kl_coef: weight of the KL penalty inside the token rewards.
@@ -42,8 +47,8 @@ class FineGrainedPPOConfig(TrainingArguments):
         bootstrap_truncated: bootstrap completions cut off at `max_completion_length` with the value model's estimate
             instead of treating them as finished.
         whiten_advantages: shift and scale the advantages of a rollout, over all processes, to mean 0 and variance 1.
-        clip_low: see `fgrl.ops.PPOLossConfig`, as for the next seven.
-        clip_high: upper side of the clip.
+        clip_low: the ratio is clipped at `1 - clip_low`; see `fgrl.ops.PPOLossConfig`.
+        clip_high: and at `1 + clip_high`.
         dual_clip: bound for negative advantages.
         loss_kl_coef: weight of a KL term in the loss (next to, or in place of, the one in the rewards).
         loss_kl_estimator: its estimator.
@@ -55,7 +60,11 @@ class FineGrainedPPOConfig(TrainingArguments):
         disable_dropout: turn all dropout off, so that the first ratio of an update is exactly 1.
     """
 
-    _VALID_DICT_FIELDS: ClassVar[list[str]] = [*TrainingArguments._VALID_DICT_FIELDS, "generation_kwargs"]
+    _VALID_DICT_FIELDS: ClassVar[list[str]] = [
+        *TrainingArguments._VALID_DICT_FIELDS,
+        "generation_kwargs",
+        "model_init_kwargs",
+    ]
 
     learning_rate: float = 1e-6
     logging_steps: float = 1
@@ -63,6 +72,7 @@ class FineGrainedPPOConfig(TrainingArguments):
     num_ppo_epochs: int = 4
     num_mini_batches: int = 1
     rollout_forward_batch_size: int = 64
+    model_init_kwargs: dict[str, Any] | str | None = None
     max_prompt_length: int = 512
     max_completion_length: int = 256
     temperature: float = 1.0
@@ -108,8 +118,17 @@ class FineGrainedPPOConfig(TrainingArguments):
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be in [0, 1]")
         if not self.temperature > 0:
             raise ValueError(f"temperature is {self.temperature}; it must be greater than 0")
-        if self.kl_coef < 0:
-            raise ValueError(f"kl_coef is {self.kl_coef}; it must be at least 0")
+        for name in ("kl_coef", "vf_coef", "top_k"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0")
+        for name in ("reward_clip", "cliprange_value"):
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be greater than 0, or None")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p is {self.top_p}; it must be in (0, 1]")
+        taken = sorted(set(self.generation_kwargs or {}) & set(RESERVED))
+        if taken:
+            raise ValueError(f"generation_kwargs has {taken[0]!r}; the trainer sets it itself")
         if self.kl_estimator not in get_args(KLEstimator):
             raise ValueError(
                 f"kl_estimator is {self.kl_estimator!r}; it must be one of {', '.join(get_args(KLEstimator))}"
@@ -132,6 +151,11 @@ class FineGrainedPPOConfig(TrainingArguments):
             entropy_coef=self.entropy_coef,
             aggregation=self.aggregation,  # type: ignore[arg-type]
         )
+
+    @property
+    def steps_per_rollout(self) -> int:
+        """Optimizer steps on one rollout."""
+        return self.num_ppo_epochs * self.num_mini_batches
 
     @property
     def micro_batches_per_rollout(self) -> int:

@@ -9,6 +9,42 @@ import torch
 from torch.utils.data import Sampler
 from transformers import TrainerCallback
 
+from fgrl.data import PromptDataset
+
+
+def prompt_rows(dataset: Any, tokenizer: Any, max_prompt_length: int, name: str) -> Any:
+    """`dataset` as rows with `prompt_ids`, and a length.
+
+    Args:
+        dataset: whatever `fgrl.data.read_prompts` reads, or rows that all have `prompt_ids` already. None stays None.
+        tokenizer: turns prompts into token ids.
+        max_prompt_length: longer prompts lose their beginning.
+        name: what error messages call the data.
+
+    Raises:
+        ValueError: no rows, a row that cannot be used, or `prompt_ids` in some rows only.
+    """
+    if dataset is None:
+        return None
+    if isinstance(dataset, dict):
+        raise ValueError(f"{name} is a dict; it must be one data set")
+    if hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__") and not isinstance(dataset, str | PromptDataset):
+        tokenized = ["prompt_ids" in dataset[index] for index in range(len(dataset))]
+        if any(tokenized):
+            if not all(tokenized):
+                raise ValueError(f"{name} has prompt_ids in some rows only; row {tokenized.index(False) + 1} has none")
+            dataset = [{**row, "prompt_ids": list(row["prompt_ids"])[-max_prompt_length:]} for row in dataset]
+            empty = next((index for index, row in enumerate(dataset) if not row["prompt_ids"]), None)
+            if empty is not None:
+                raise ValueError(f"{name}, row {empty + 1}: prompt_ids is empty; it must have at least one token")
+    is_ready = isinstance(dataset, PromptDataset) or (
+        isinstance(dataset, list) and dataset and "prompt_ids" in dataset[0]
+    )
+    rows = dataset if is_ready else PromptDataset(dataset, tokenizer, max_prompt_length=max_prompt_length)
+    if not len(rows):
+        raise ValueError(f"{name} is empty; it must have at least one prompt")
+    return rows
+
 
 class RolloutSampler(Sampler[int]):
     """Yields the indices of one rollout `repeats` times, then those of the next.
@@ -43,15 +79,33 @@ class RolloutSampler(Sampler[int]):
                 yield from order[start : start + self.group]
 
 
-class SetSamplerEpoch(TrainerCallback):
-    """Tells the sampler the epoch, which the dataloader wrappers of several processes do not pass on."""
+class RolloutCallback(TrainerCallback):
+    """Keeps the trainer's events in step with the rollouts.
 
-    def __init__(self, sampler: RolloutSampler) -> None:
-        self.sampler = sampler
+    Tells the sampler the epoch, which the dataloader wrappers of several processes do not pass on, and puts off
+    checkpoints and evaluations to the end of a rollout: a run resumed from there is the run that was not interrupted.
+
+    Args:
+        sampler: of the training prompts.
+        steps: optimizer steps a rollout.
+    """
+
+    def __init__(self, sampler: RolloutSampler, steps: int) -> None:
+        self.sampler, self.steps = sampler, steps
+        self._save = self._evaluate = False
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Called by the trainer."""
         self.sampler.epoch = int(state.epoch or 0)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Called by the trainer, after its own callback has decided what is due."""
+        self._save |= control.should_save
+        self._evaluate |= control.should_evaluate
+        is_boundary = state.global_step % self.steps == 0 or control.should_training_stop
+        control.should_save, control.should_evaluate = self._save and is_boundary, self._evaluate and is_boundary
+        if is_boundary:
+            self._save = self._evaluate = False
 
 
 def as_rows(batch: list[Any]) -> list[Any]:

@@ -9,9 +9,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fgrl.trainer.rollout import Completions
+from fgrl.models import TokenRewardModel
+from fgrl.trainer.sampling import Completions
 
 RewardFunction = Callable[..., Sequence[Any]]
+_TAKEN = ("prompt", "prompt_ids", "prompts", "completions", "completion_ids", "trainer_state")
 
 
 class Scores(NamedTuple):
@@ -25,14 +27,24 @@ class Scores(NamedTuple):
         return torch.where(mask, self.token, 0.0).sum(1) + self.sequence
 
 
+class ScoringContext(NamedTuple):
+    """What reward functions are told besides the completions."""
+
+    rows: Sequence[dict[str, Any]]  # of the data set, one a completion
+    texts: Sequence[str]  # the completions, without special tokens
+    state: Any  # the trainer's `TrainerState`
+    batch_size: int  # sequences a forward pass of a model
+
+
 @dataclass
 class RewardSource:
     """One reward model or function with its name and weight.
 
-    A model maps `(input_ids [B, L], attention_mask [B, L])` to rewards `[B, L]`, as `TokenRewardModel` does, or to an
-    output with `logits [B, L, 1]`, as a plain token-classification model does. A function is called as TRL calls its
-    reward functions, `fn(prompts=, completions=, completion_ids=, **columns)`, and returns one number a completion,
-    or one list a completion with a number for each of its tokens.
+    A model maps `(input_ids [B, L], attention_mask [B, L])` to rewards `[B, L]`, as `TokenRewardModel` does; a plain
+    token-classification model of one label is wrapped in one. A function is called once a rollout, as TRL calls its
+    reward functions: `fn(prompts=, completions=, completion_ids=, trainer_state=, **columns)`, where `completions` are
+    texts, or messages where the prompt is messages. It returns for each completion one number, a list with a number for
+    each of its tokens, or None where it has no opinion.
     """
 
     source: nn.Module | RewardFunction
@@ -45,63 +57,77 @@ class RewardSource:
                 f"reward_model is a {type(self.source).__name__}; it must be a token reward model, a function, or a "
                 "list of these"
             )
+        if type(self.source).__name__.endswith("ForSequenceClassification"):
+            raise ValueError(
+                f"reward_model is a {type(self.source).__name__}; it must give a reward a token: wrap it in a function "
+                "to use its score of the whole sequence"
+            )
+        if hasattr(self.source, "base_model_prefix"):
+            self.source = TokenRewardModel(self.source)  # type: ignore[arg-type]
         self.name = getattr(self.source, "__name__", type(self.source).__name__)
 
-    def __call__(self, completions: Completions, rows: Sequence[dict[str, Any]], texts: Sequence[str]) -> Scores:
+    def __call__(self, completions: Completions, context: ScoringContext) -> Scores:
         """Weighted scores of the completions.
 
         Raises:
-            ValueError: a function returned the wrong number of rewards.
+            ValueError: the wrong number of rewards, or one that is not finite.
         """
         if isinstance(self.source, nn.Module):
-            scores = self._run_model(completions)
+            scores = self._run_model(self.source, completions, context.batch_size)
         else:
-            scores = self._run_function(completions, rows, texts)
+            scores = self._run_function(self.source, completions, context)
+        self._check_finite(scores, completions.completion_mask)
         return Scores(self.weight * scores.token, self.weight * scores.sequence)
 
-    def _run_model(self, completions: Completions) -> Scores:
-        assert isinstance(self.source, nn.Module)
-        rewards = self.source(input_ids=completions.input_ids, attention_mask=completions.attention_mask)
-        if hasattr(rewards, "logits"):
-            rewards = rewards.logits.squeeze(-1)
-        token = rewards[:, -completions.length :].float()
+    def _run_model(self, model: nn.Module, completions: Completions, batch_size: int) -> Scores:
+        parts = []
+        for part in completions.parts(batch_size):
+            rewards = model(input_ids=part.input_ids, attention_mask=part.attention_mask)
+            if not isinstance(rewards, Tensor) or rewards.shape != part.input_ids.shape:
+                got = list(rewards.shape) if isinstance(rewards, Tensor) else type(rewards).__name__
+                raise ValueError(f"{self.name} returned {got}; it must return rewards {list(part.input_ids.shape)}")
+            parts.append(rewards[:, -completions.length :].float())
+        token = torch.cat(parts)
         return Scores(token, token.new_zeros(len(token)))
 
-    def _run_function(self, completions: Completions, rows: Sequence[dict[str, Any]], texts: Sequence[str]) -> Scores:
-        mask = completions.completion_mask
-        lengths = mask.sum(1).tolist()
-        completion_ids = [
-            ids[:length] for ids, length in zip(completions.completion_ids.tolist(), lengths, strict=True)
-        ]
-        columns = {name: [row.get(name) for row in rows] for name in rows[0] if name not in ("prompt", "prompt_ids")}
-        rewards = self.source(
+    def _run_function(self, function: RewardFunction, completions: Completions, context: ScoringContext) -> Scores:
+        rows, completion_ids = context.rows, completions.as_lists()
+        columns = {name: [row.get(name) for row in rows] for name in rows[0] if name not in _TAKEN}
+        rewards = function(
             prompts=[row.get("prompt") for row in rows],
-            completions=list(texts),
+            completions=[_in_form_of(row.get("prompt"), text) for row, text in zip(rows, context.texts, strict=True)],
             completion_ids=completion_ids,
+            trainer_state=context.state,
             **columns,
         )
-        if len(rewards) != len(rows):
-            raise ValueError(
-                f"{self.name} returned {len(rewards)} rewards; it must return {len(rows)}, one a completion"
-            )
-        token = torch.zeros(mask.shape, device=mask.device)
-        sequence = torch.zeros(len(rows), device=mask.device)
-        for index, (reward, length) in enumerate(zip(rewards, lengths, strict=True)):
-            values = torch.as_tensor(reward, dtype=torch.float32)
+        if not hasattr(rewards, "__len__") or len(rewards) != len(rows):
+            got = f"{len(rewards)} rewards" if hasattr(rewards, "__len__") else f"a {type(rewards).__name__}"
+            raise ValueError(f"{self.name} returned {got}; it must return {len(rows)} rewards, one a completion")
+        token = torch.zeros(completions.completion_mask.shape)
+        sequence = torch.zeros(len(rows))
+        for index, (reward, ids) in enumerate(zip(rewards, completion_ids, strict=True)):
+            values = torch.as_tensor(0.0 if reward is None else reward, dtype=torch.float32)
             if values.ndim == 0:
                 sequence[index] = values
-            elif values.shape == (length,):
-                token[index, :length] = values
+            elif values.shape == (len(ids),):
+                token[index, : len(ids)] = values
             else:
                 raise ValueError(
-                    f"{self.name} returned rewards of shape {list(values.shape)} for a completion of {length} tokens; "
-                    f"it must return a number or {length} numbers"
+                    f"{self.name} returned rewards of shape {list(values.shape)} for a completion of {len(ids)} "
+                    f"tokens; it must return a number or {len(ids)} numbers"
                 )
-        return Scores(token, sequence)
+        device = completions.completion_mask.device
+        return Scores(token.to(device), sequence.to(device))
+
+    def _check_finite(self, scores: Scores, mask: Tensor) -> None:
+        bad = ~torch.where(mask, scores.token, 0.0).isfinite().all(1) | ~scores.sequence.isfinite()
+        if bool(bad.any()):
+            row = int(bad.nonzero()[0])
+            raise ValueError(f"{self.name} gave completion {row} of the rollout a reward that is NaN or infinite")
 
 
 def reward_sources(reward_model: Any, weights: Sequence[float] | None) -> list[RewardSource]:
-    """The sources in `reward_model`: one, or a list, with their weights.
+    """The sources in `reward_model`: one, or a list, with their weights; each has a name of its own.
 
     Raises:
         ValueError: no source, something that is none, or a number of weights that does not fit.
@@ -112,7 +138,13 @@ def reward_sources(reward_model: Any, weights: Sequence[float] | None) -> list[R
     factors = [1.0] * len(sources) if weights is None else list(weights)
     if len(factors) != len(sources):
         raise ValueError(f"reward_weights has {len(factors)} entries; it must have {len(sources)}, one a reward source")
-    return [RewardSource(source, factor) for source, factor in zip(sources, factors, strict=True)]
+    result: list[RewardSource] = []
+    for source, factor in zip(sources, factors, strict=True):
+        named = RewardSource(source, factor)
+        if named.name in {other.name for other in result}:
+            named.name = f"{named.name}_{len(result)}"
+        result.append(named)
+    return result
 
 
 def check_same_vocabulary(policy_tokenizer: Any, reward_tokenizer: Any) -> None:
@@ -133,3 +165,8 @@ def check_same_vocabulary(policy_tokenizer: Any, reward_tokenizer: Any) -> None:
 
 def _id_of(token: str, vocabulary: dict[str, int]) -> str:
     return f"id {vocabulary[token]}" if token in vocabulary else "absent"
+
+
+def _in_form_of(prompt: Any, text: str) -> Any:
+    """The completion as text, or as messages where the prompt is messages."""
+    return [{"role": "assistant", "content": text}] if isinstance(prompt, list) else text

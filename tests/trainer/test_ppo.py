@@ -11,12 +11,9 @@ import torch
 
 transformers = pytest.importorskip("transformers")
 
-from fgrl import FineGrainedPPOConfig, FineGrainedPPOTrainer, TokenRewardModel, ValueModel  # noqa: E402
+from fgrl import FineGrainedPPOConfig, TokenRewardModel, ValueModel  # noqa: E402
 from fgrl.trainer.ppo_data import RolloutSampler  # noqa: E402
-from fgrl.trainer.rollout import sample  # noqa: E402
-
-TEXTS = ("the cat", "a dog ran", "who", "the sky is", "red", "on a mat")
-PROMPTS = [{"prompt": text, "wanted": text[0]} for text in TEXTS]
+from fgrl.trainer.sampling import sample  # noqa: E402
 
 
 def count_letters(prompts: Any, completions: list[str], **columns: Any) -> list[float]:
@@ -24,52 +21,14 @@ def count_letters(prompts: Any, completions: list[str], **columns: Any) -> list[
     return [float(len(text)) for text in completions]
 
 
-def prefer_low_ids(completion_ids: list[list[int]], **columns: Any) -> list[list[float]]:
-    """A token-level reward that a policy can learn in a few steps."""
-    return [[1.0 if token < 60 else 0.0 for token in ids] for ids in completion_ids]
-
-
-@pytest.fixture
-def make_trainer(tiny_causal_lm: Any, tiny_tokenizer: Any, tmp_path: Path) -> Any:
-    """Builds a trainer around a copy of the tiny model; keywords go to the trainer, `config` to its options."""
-
-    def make(config: dict[str, Any] | None = None, **kwargs: Any) -> FineGrainedPPOTrainer:
-        options = {
-            "output_dir": str(tmp_path / "out"),
-            "per_device_train_batch_size": 3,
-            "max_completion_length": 6,
-            "num_ppo_epochs": 2,
-            "max_steps": 2,
-            "report_to": "none",
-            "save_strategy": "no",
-            "disable_tqdm": True,
-            "use_cpu": True,
-        }
-        arguments = {
-            "model": copy.deepcopy(tiny_causal_lm),
-            "reward_model": prefer_low_ids,
-            "processing_class": tiny_tokenizer,
-            "train_dataset": PROMPTS,
-            "args": FineGrainedPPOConfig(**{**options, **(config or {})}),
-        }
-        trainer = FineGrainedPPOTrainer(**{**arguments, **kwargs})
-        trainer.remove_callback(transformers.PrinterCallback)
-        return trainer
-
-    return make
-
-
-def rollout_of(trainer: FineGrainedPPOTrainer) -> Any:
-    rollout, metrics = trainer._maker.make(trainer._actor_critic, PROMPTS, trainer.accelerator)
-    return rollout, metrics
-
-
-def test_rollout_logprobs_and_values_are_those_of_the_models_on_unpadded_sequences(make_trainer: Any) -> None:
+def test_rollout_logprobs_and_values_are_those_of_the_models_on_unpadded_sequences(
+    rollout_of: Any, prompts: Any, make_trainer: Any
+) -> None:
     value_model = ValueModel.from_backbone(make_trainer().policy)
     torch.nn.init.normal_(value_model.model.score.weight)
     trainer = make_trainer({"temperature": 0.7, "whiten_advantages": False}, value_model=value_model)
     rollout, _ = rollout_of(trainer)
-    for row in range(len(PROMPTS)):
+    for row in range(len(prompts)):
         keep = rollout.attention_mask[row].bool()
         ids = rollout.input_ids[row][keep][None]
         length = int(rollout.completion_mask[row].sum())
@@ -100,14 +59,18 @@ def test_a_completion_ends_with_its_first_eos(tiny_causal_lm: Any) -> None:
     assert completions.attention_mask[0, 0] == 1
 
 
-def test_reference_is_a_frozen_copy_so_the_first_kl_is_zero_and_later_ones_are_not(make_trainer: Any) -> None:
+def test_reference_is_a_frozen_copy_so_the_first_kl_is_zero_and_later_ones_are_not(
+    rollout_of: Any, make_trainer: Any
+) -> None:
     trainer = make_trainer({"learning_rate": 1e-2, "max_steps": 4})
     assert float(rollout_of(trainer)[1]["kl_per_sequence"]) == pytest.approx(0, abs=1e-5)
     trainer.train()
     assert abs(float(rollout_of(trainer)[1]["kl_per_sequence"])) > 1e-3
 
 
-def test_reward_model_rewards_are_read_at_the_completion_tokens(make_trainer: Any, tiny_causal_lm: Any) -> None:
+def test_reward_model_rewards_are_read_at_the_completion_tokens(
+    rollout_of: Any, make_trainer: Any, tiny_causal_lm: Any
+) -> None:
     reward_model = TokenRewardModel.from_backbone(tiny_causal_lm)
     torch.nn.init.normal_(reward_model.model.score.weight)
     config = {"whiten_advantages": False, "gamma": 0.0, "kl_coef": 0.0, "lam": 0.0}
@@ -119,7 +82,7 @@ def test_reward_model_rewards_are_read_at_the_completion_tokens(make_trainer: An
     torch.testing.assert_close(rollout.advantages, expected)  # the value head starts at 0
 
 
-def test_sequence_level_keeps_only_the_last_tokens_reward(make_trainer: Any) -> None:
+def test_sequence_level_keeps_only_the_last_tokens_reward(rollout_of: Any, make_trainer: Any) -> None:
     def position(completion_ids: Any, **columns: Any) -> Any:
         return [[float(index + 1) for index in range(len(ids))] for ids in completion_ids]
 
@@ -131,7 +94,9 @@ def test_sequence_level_keeps_only_the_last_tokens_reward(make_trainer: Any) -> 
     assert float(metrics["reward"]) == pytest.approx(float(lengths.float().mean()))
 
 
-def test_sources_add_up_with_their_weights_and_see_the_columns(make_trainer: Any) -> None:
+def test_sources_add_up_with_their_weights_and_see_the_columns(
+    rollout_of: Any, prompts: Any, make_trainer: Any
+) -> None:
     seen = {}
 
     def constant(prompts: Any, completions: Any, wanted: list[str], **columns: Any) -> list[float]:
@@ -140,14 +105,14 @@ def test_sources_add_up_with_their_weights_and_see_the_columns(make_trainer: Any
 
     trainer = make_trainer({"reward_weights": [0.5, 2.0]}, reward_model=[count_letters, constant])
     _, metrics = rollout_of(trainer)
-    assert seen["wanted"] == [row["wanted"] for row in PROMPTS]
-    assert seen["prompts"] == [row["prompt"] for row in PROMPTS]
+    assert seen["wanted"] == [row["wanted"] for row in prompts]
+    assert seen["prompts"] == [row["prompt"] for row in prompts]
     assert float(metrics["reward"]) == pytest.approx(float(metrics["reward/count_letters"]) + 2.0)
 
 
 @pytest.mark.parametrize("option", ["missing_eos_penalty", "bootstrap_truncated"])
 def test_option_for_truncated_completions_leaves_finished_ones_alone(
-    make_trainer: Any, tiny_causal_lm: Any, option: str
+    rollout_of: Any, make_trainer: Any, tiny_causal_lm: Any, option: str
 ) -> None:
     """With half of the vocabulary ending a completion of at most two tokens, both kinds occur."""
     value_model = ValueModel.from_backbone(tiny_causal_lm)
@@ -196,7 +161,7 @@ def test_accumulation_gives_the_step_of_one_big_batch(make_trainer: Any, aggrega
 
 
 @pytest.mark.parametrize("reward_level", ["token", "sequence"])
-def test_it_learns(make_trainer: Any, reward_level: str) -> None:
+def test_it_learns(prompts: Any, make_trainer: Any, reward_level: str) -> None:
     config = {
         "per_device_train_batch_size": 24,
         "learning_rate": 1e-2,
@@ -206,7 +171,7 @@ def test_it_learns(make_trainer: Any, reward_level: str) -> None:
         "reward_level": reward_level,
         "max_completion_length": 8,
     }
-    trainer = make_trainer(config, train_dataset=PROMPTS * 4)
+    trainer = make_trainer(config, train_dataset=prompts * 4)
     trainer.train()
     history = [entry["reward"] for entry in trainer.state.log_history if "reward" in entry]
     assert len(history) == 20  # one rollout for two optimizer steps
@@ -239,7 +204,9 @@ def test_resuming_gives_the_run_that_was_never_interrupted(make_trainer: Any, tm
         torch.testing.assert_close(parameter, resumed.policy.get_parameter(name), msg=name)
 
 
-def test_peft_trains_adapters_and_takes_the_bare_policy_as_reference(make_trainer: Any, tmp_path: Path) -> None:
+def test_peft_trains_adapters_and_takes_the_bare_policy_as_reference(
+    rollout_of: Any, make_trainer: Any, tmp_path: Path
+) -> None:
     peft = pytest.importorskip("peft")
     config = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
     trainer = make_trainer({"learning_rate": 1e-2, "max_steps": 6}, peft_config=config)
@@ -261,8 +228,8 @@ def test_value_learning_rate_is_the_value_models_alone(make_trainer: Any) -> Non
     assert all(name.startswith("value_model.") for name in moved)
 
 
-def test_evaluate_samples_from_the_evaluation_prompts(make_trainer: Any) -> None:
-    trainer = make_trainer(eval_dataset=PROMPTS[:2], reward_model=count_letters)
+def test_evaluate_samples_from_the_evaluation_prompts(prompts: Any, make_trainer: Any) -> None:
+    trainer = make_trainer(eval_dataset=prompts[:2], reward_model=count_letters)
     metrics = trainer.evaluate()
     assert metrics["eval_reward"] > 0
     assert metrics["eval_completion_length"] <= 6
@@ -311,7 +278,7 @@ def test_bad_arguments_are_one_clear_sentence(make_trainer: Any, arguments: dict
 
 
 @pytest.mark.parametrize(("function", "message"), [(bad_count, "returned 1 rewards"), (bad_shape, "shape \\[99\\]")])
-def test_bad_rewards_name_the_function(make_trainer: Any, function: Any, message: str) -> None:
+def test_bad_rewards_name_the_function(rollout_of: Any, make_trainer: Any, function: Any, message: str) -> None:
     with pytest.raises(ValueError, match=f"{function.__name__} .*{message}"):
         rollout_of(make_trainer(reward_model=function))
 

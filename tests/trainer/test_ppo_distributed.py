@@ -17,6 +17,7 @@ WORKER = """
 import sys, torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from fgrl import FineGrainedPPOConfig, FineGrainedPPOTrainer
+from fgrl.trainer.reward_sources import reward_sources
 
 checkpoint, output, batch_size = sys.argv[1], sys.argv[2], int(sys.argv[3])
 torch.set_num_threads(1)
@@ -36,8 +37,20 @@ trainer = FineGrainedPPOTrainer(
 )
 trainer.train()
 trainer.save_model(output)
-if trainer.accelerator.is_main_process:
+rank = trainer.accelerator.process_index
+if rank == 0:
     torch.save([entry for entry in trainer.state.log_history if "reward" in entry], output + "/history.pt")
+
+# With all tokens to choose from, each process samples with random numbers of its own, and all report the same means.
+def length_of_text(completions, **columns):
+    seen.extend(completions)
+    return [float(len(text)) for text in completions]
+
+seen = []
+trainer.args.top_k = 0
+trainer._maker.sources = reward_sources(length_of_text, None)
+metrics = trainer.evaluate([{"prompt": "the cat"}] * 4)
+torch.save({"reward": metrics["eval_reward"], "seen": seen}, f"{output}/evaluation-{rank}.pt")
 """
 
 
@@ -72,5 +85,10 @@ def test_two_processes_take_the_step_of_one(tiny_checkpoint: Path, tmp_path: Pat
     start = torch.cat([parameter.detach().flatten() for parameter in initial.parameters()])
     assert (one - start).norm() > 1e-3
     assert (one - two).norm() < 1e-4 * (one - start).norm()
+    evaluations = [torch.load(tmp_path / "two" / f"evaluation-{rank}.pt", weights_only=True) for rank in range(2)]
+    assert len(evaluations[0]["seen"]) == len(evaluations[1]["seen"]) == 2
+    assert evaluations[0]["seen"] != evaluations[1]["seen"]
+    lengths = [len(text) for evaluation in evaluations for text in evaluation["seen"]]
+    assert evaluations[0]["reward"] == evaluations[1]["reward"] == pytest.approx(sum(lengths) / 4)
     for name in ("loss", "reward", "policy_loss", "value_loss", "completion_length"):
         assert one_log[name] == pytest.approx(two_log[name], abs=1e-4), name

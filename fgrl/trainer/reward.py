@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from transformers import Trainer
+from transformers.trainer import TRAINING_ARGS_NAME
 
 from fgrl.data import PairCollator, pad_token_id
 from fgrl.models.adapters import with_adapters
@@ -194,6 +196,12 @@ class TokenRewardTrainer(Trainer):
         for name, value in self._metrics.compute().items():
             output.metrics[f"{metric_key_prefix}_{name}"] = value
         return output
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """As in `Trainer`, but for the pickle of the options: whoever gets a checkpoint unpickles nothing."""
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            Path(output_dir or self.args.output_dir, TRAINING_ARGS_NAME).unlink(missing_ok=True)
 
     def _add_to_metrics(self, margins: Tensor, has_edits: Tensor, has_errors: Tensor, rejected: Side) -> None:
         """Gather a batch over all processes, without the pairs that only fill up the last one."""

@@ -51,9 +51,8 @@ def encode_dataset(
     )
     if args.streaming:
         buffer = args.shuffle_buffer if training else 0
-        return StreamingPairDataset(
-            dataset, encoder, on_error=args.on_error, shuffle_buffer=buffer, seed=args.data_seed or args.seed
-        )
+        seed = args.seed if args.data_seed is None else args.data_seed
+        return StreamingPairDataset(dataset, encoder, on_error=args.on_error, shuffle_buffer=buffer, seed=seed)
     encoded = PairDataset(dataset, encoder, on_error=args.on_error)
     if encoded.skipped:
         logger.warning("Skipped %d bad rows; the first: %s", encoded.skipped, encoded.errors[0])

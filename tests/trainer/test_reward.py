@@ -17,10 +17,11 @@ from torch import Tensor
 
 transformers = pytest.importorskip("transformers")
 
-from fgrl.data import EncodedPair, PairCollator  # noqa: E402
+from fgrl.data import EncodedPair, PairCollator, PairEncoder, StreamingPairDataset  # noqa: E402
 from fgrl.models import TokenHead, TokenRewardModel  # noqa: E402
 from fgrl.trainer import TokenRewardConfig, TokenRewardTrainer  # noqa: E402
 from fgrl.trainer.reward_batch import count_pairs, last_token, split_sides  # noqa: E402
+from fgrl.trainer.reward_data import encode_dataset  # noqa: E402
 
 HUMAN_EDITS = Path(__file__).parents[2].parent / "shared" / "data" / "qa_feedback_edits.jsonl"
 FIRST_WRONG_TOKEN, VOCAB = 200, 220
@@ -206,6 +207,7 @@ def test_checkpoints_resume_and_load_without_fgrl(model: TokenRewardModel, tmp_p
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
     torch.testing.assert_close(dict(model.model.state_dict()), expected)
     resumed.save_model(str(tmp_path / "final"))
+    assert not list(tmp_path.rglob("training_args.bin")), "a pickle, which only trust can open"
     plain = transformers.AutoModelForTokenClassification.from_pretrained(tmp_path / "final").eval()
     ids = torch.arange(3, 12)[None]
     torch.testing.assert_close(plain(input_ids=ids).logits.squeeze(-1), resumed.reward_model.eval()(ids))
@@ -220,6 +222,7 @@ def test_best_checkpoint_is_loaded_at_the_end(model: TokenRewardModel, tmp_path:
     trainer.train()
     history = [entry["eval_edit_auc"] for entry in trainer.state.log_history if "eval_edit_auc" in entry]
     assert len(history) == 2
+    assert not list(tmp_path.rglob("training_args.bin"))
     assert trainer.evaluate()["eval_edit_auc"] == pytest.approx(max(history))
 
 
@@ -276,6 +279,22 @@ def test_trains_from_names_and_files(streaming: bool, tiny_checkpoint: Path, tmp
     trainer.train()
     assert losses(trainer)[-1] < losses(trainer)[0]
     assert trainer.evaluate()["eval_pairs"] == 1
+
+
+@pytest.mark.parametrize(("options", "seed"), [({}, 5), ({"data_seed": 0}, 0), ({"data_seed": 3}, 3)], ids=str)
+def test_a_stream_is_shuffled_by_the_seed_of_the_data(
+    options: dict[str, int], seed: int, tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    args = config(tmp_path, streaming=True, max_steps=1, seed=5, **options)
+    rows = [{"prompt": str(row), "original": "a", "edited": "b"} for row in range(20)]
+
+    def order(dataset: Any) -> list[list[int]]:
+        return [pair.prompt_ids for pair in dataset]
+
+    encoded = encode_dataset(rows, tiny_tokenizer, args, 64, training=True)
+    encoder = PairEncoder(tiny_tokenizer, max_length=64)
+    assert order(encoded) == order(StreamingPairDataset(rows, encoder, shuffle_buffer=4096, seed=seed))
+    assert order(encoded) != order(StreamingPairDataset(rows, encoder, shuffle_buffer=4096, seed=seed + 1))
 
 
 def test_responses_are_cut_to_what_the_model_takes(tiny_tokenizer: Any, tmp_path: Path) -> None:

@@ -63,8 +63,8 @@ class PPOConfig:
     mini_batches: int = 2
     learning_rate: float = 1e-3
     value_learning_rate: float = 2e-3
-    kl_coef: float = 0.15  # at the start; `KLController` then moves it
-    kl_target: float = 12.0  # nats a response, for both: they are compared at the same distance from the start
+    kl_coef: float = 0.3  # at the start; `KLController` then moves it
+    kl_target: float = 11.0  # nats a response, for both: they are compared at the same distance from the start
     fine_grained_lam: float = 0.0
     sequence_lam: float = 0.95
 

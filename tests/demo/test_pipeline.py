@@ -15,7 +15,6 @@ pytest.importorskip("codespell_lib")
 
 from fgrl.cli import main
 from fgrl.demo.config import DemoConfig
-from fgrl.demo.jobs import Job, JobRunner
 from fgrl.demo.pipeline import run_demo
 from fgrl.demo.stages import KLController
 
@@ -66,25 +65,6 @@ def test_processes_change_nothing_and_the_seed_changes_the_figures(report: dict[
     assert figures(parallel) == figures(report)
     other = run_demo(replace(CONFIG, seed=6), tmp_path / "other")
     assert figures(other) != figures(report)
-
-
-def _double(value: float, tick: Any) -> float:
-    tick(0.5)
-    if value < 0:
-        raise ValueError("value is negative")
-    return 2 * value
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("workers", [1, 2])
-def test_jobs_keep_their_order_and_raise_their_errors(workers: int) -> None:
-    shares: list[float] = []
-    with JobRunner(workers, shares.append) as runner:
-        assert runner.run([Job(_double, (value,)) for value in (1.0, 2.0, 3.0)]) == [2.0, 4.0, 6.0]
-        with pytest.raises(ValueError, match="negative"):
-            runner.run([Job(_double, (-1.0,))])
-    assert shares
-    assert all(0.0 <= share <= 1.0 for share in shares)
 
 
 def test_a_bad_option_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:

@@ -107,7 +107,9 @@ def resolve(op: str, device: torch.device) -> str:
 def implementation(op: str, device: torch.device) -> Callable[..., Any]:
     """The function that computes `op` for inputs on `device`, with the signature of `fgrl.reference.<op>`.
 
-    Inside `torch.autocast` it runs with autocast off: an op says itself what it computes in which precision.
+    Inside `torch.autocast` it runs with autocast off: an op says itself what it computes in which precision. The
+    backward pass is not in its hands: PyTorch runs that under the autocast in which `backward` is called, so call it
+    outside.
     """
     backend = resolve(op, device)
     module = "fgrl.reference" if backend == "reference" else _IMPLEMENTATIONS[op][backend]

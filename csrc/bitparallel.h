@@ -35,7 +35,7 @@ class BitParallel {
   }
 
  private:
-  static constexpr int64_t BLOCK = 512;
+  static constexpr int64_t BLOCK = 1024;
 
   template <bool SWAPPED>
   int64_t trace(Core<Token> a, Core<Token> b, int64_t prefix, const Labels& labels) {

@@ -130,8 +130,8 @@ def _reward_table(report: Mapping[str, Any]) -> str:
         [level, *(f"{report['reward_model'][level][key]:.3f}" for key in ("pair_accuracy", "edit_auc"))]
         for level in ("token", "sequence")
     ]
-    note = """<p class="note">Pairs that answer held-out prompts. Pair accuracy: how often the edited response scores above
-the original. Edit AUC: how well the reward of a token tells the tokens that were edited away from those that were
+    note = """<p class="note">Pairs that answer held-out prompts. Pair accuracy: how often the edited response scores
+above the original. Edit AUC: how well the reward of a token tells the tokens that were edited away from those that were
 kept.</p>"""
     return _table(["level", "pair accuracy", "edit AUC"], rows) + note
 

@@ -51,28 +51,29 @@ class Aligner {
     if (a.size == 0 || b.size == 0) {
       return trace_back(a, b, prefix, labels, [](int64_t, int64_t) { return 0u; });  // never asked
     }
-    if (wavefront_.search(a, b, wavefront_limit(a.size, b.size))) return wavefront_.align(a, b, prefix, labels);
+    const int64_t worth = wavefront_worth(a.size, b.size);
+    if (wavefront_.search(a, b, worth + worth / 2, worth)) return wavefront_.align(a, b, prefix, labels);
     if (path_.algorithm != Algorithm::BIT_PARALLEL && small_.accept(a, b)) return small_.align(a, b, prefix, labels);
     return bit_parallel_.align(a, b, prefix, labels);
   }
 
  private:
-  // The distance up to which the wavefront is tried: where its measured cost, 2 ns for each of d^2 cells, reaches that
+  // The distance up to which the wavefront is worth its while: where its measured cost, 2 ns for each of d^2 cells, reaches that
   // of the bit vectors, which is some 5 ns a token and 1, 1.4 or 3.5 ns a word of 64 cells by instruction set, or 3 ns a
   // word for short pairs. LONGEST bounds the memory of the levels, 4 bytes a cell.
-  int64_t wavefront_limit(int64_t n, int64_t m) const {
-    if (path_.algorithm == Algorithm::BIT_PARALLEL || path_.algorithm == Algorithm::SMALL) return -1;
+  int64_t wavefront_worth(int64_t n, int64_t m) const {
+    if (path_.algorithm == Algorithm::BIT_PARALLEL || path_.algorithm == Algorithm::SMALL) return -2;
     if (path_.algorithm == Algorithm::WAVEFRONT) return n + m;
     const double rows = static_cast<double>(std::min(n, m)), columns = static_cast<double>(std::max(n, m));
     const double words = std::ceil(rows / 64) * columns;
     const bool is_short = rows <= SMALL_ROWS && columns <= SMALL_COLUMNS;
     const double word_cost = cpu_ == Cpu::AVX512 ? 1.0 : cpu_ == Cpu::AVX2 ? 1.4 : 3.5;
-    if (is_short && rows <= 64) return -1;  // one word a column costs no more than the first few levels
+    if (is_short && rows <= 64) return -2;  // one word a column costs no more than the first few levels
     const double cost = is_short ? 3 * words : 5 * (rows + columns) + word_cost * words;
     return std::min(static_cast<int64_t>(std::sqrt(cost / 2)), LONGEST);
   }
 
-  static constexpr int64_t LONGEST = 4096;
+  static constexpr int64_t LONGEST = 2800;
   Cpu cpu_;
   Path path_;
   Wavefront wavefront_;

@@ -15,10 +15,10 @@ namespace fgrl {
 
 class Wavefront {
  public:
-  // Finds the distance if it is at most `limit` and looks likely to be, from how far the first steps got.
-  // Then `align` may be called with the same cores.
+  // Finds the distance if it is at most `limit`; gives up early when more than `worth`^2 further cells seem to be needed.
+  // Once it has found it, `align` may be called with the same cores.
   template <typename Token>
-  bool search(Core<Token> a, Core<Token> b, int64_t limit) {
+  bool search(Core<Token> a, Core<Token> b, int64_t limit, int64_t worth) {
     const int32_t n = static_cast<int32_t>(a.size), m = static_cast<int32_t>(b.size), goal = n - m;
     levels_.clear();
     reach_.clear();
@@ -36,12 +36,13 @@ class Wavefront {
         distance_ = e;
         return true;
       }
-      // A quarter of the way, the tokens passed per edit say whether the limit will do. What is wasted if it will not is
-      // a sixteenth of the search.
-      if (4 * e < limit) continue;
+      // The cost of going on is that of the cells between here and the distance that the tokens passed per edit promise,
+      // and what is spent is spent.
+      if (4 * e < worth) continue;
       int64_t progress = 0;
       for (int32_t k = low; k <= high; ++k) progress = std::max(progress, 2 * static_cast<int64_t>(level[k]) - k);
-      if (2 * e * (static_cast<int64_t>(n) + m) > 3 * limit * progress) return false;
+      const double expected = static_cast<double>(e) * (static_cast<double>(n) + m) / static_cast<double>(progress);
+      if (expected * expected > static_cast<double>(worth) * worth + static_cast<double>(e) * e) return false;
     }
     return false;
   }

@@ -91,8 +91,8 @@ void align_batch(Packed<Token> original, Packed<Token> edited, int64_t batch, in
   const auto work = [&](int64_t pair) {
     return static_cast<double>(original[pair].size) * static_cast<double>(edited[pair].size);
   };
-  // Waking a thread takes as long as aligning some thousand tokens.
-  num_threads = std::min(num_threads, 1 + (original.cu_seqlens[batch] + edited.cu_seqlens[batch]) / 8192);
+  // Waking a thread takes as long as aligning thousands of tokens.
+  num_threads = std::min(num_threads, 1 + (original.cu_seqlens[batch] + edited.cu_seqlens[batch]) / 32768);
   if (num_threads > 1) {
     std::stable_sort(order.begin(), order.end(), [&](int64_t x, int64_t y) { return work(x) > work(y); });
   }

@@ -170,7 +170,7 @@ void check_threads(int64_t threads) {
   std::vector<int32_t> original, edited;
   std::vector<int64_t> original_bounds{0}, edited_bounds{0};
   std::vector<Result> expected;
-  for (int pair = 0; pair < 64; ++pair) {
+  for (int pair = 0; pair < 600; ++pair) {  // enough that all threads are used
     const auto [a, b] = random_pair(random, 300);
     original.insert(original.end(), a.begin(), a.end());
     edited.insert(edited.end(), b.begin(), b.end());

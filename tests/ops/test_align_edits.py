@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -401,9 +402,28 @@ def test_the_op_passes_opcheck_and_compiles() -> None:
     assert edited_tokens(a[0], b[0]).tolist() == [False, True, False, True]
 
 
+@pytest.fixture
+def two_torch_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
 @needs_extension
+@pytest.mark.usefixtures("two_torch_threads")
+def test_threads_do_not_change_the_labels_of_a_large_batch() -> None:
+    # A small batch runs on one thread whatever is asked for.
+    a, b = random_batch(seed=5, sizes=[40, 90, 250, 700] * 200, rate=0.2)
+    expected = fgrl.align_edits(a, b, num_threads=1)
+    for threads in (2, 7, None):
+        assert_same(fgrl.align_edits(a, b, num_threads=threads), expected)
+
+
+@needs_extension
+@pytest.mark.usefixtures("two_torch_threads")
 def test_several_python_threads_may_call_at_once() -> None:
-    batches = [random_batch(seed, sizes=[100] * 30) for seed in range(4)]
+    batches = [random_batch(seed, sizes=[100] * 400) for seed in range(4)]
     expected = [fgrl.align_edits(*batch) for batch in batches]
     results: dict[int, EditAlignment] = {}
 

@@ -50,11 +50,12 @@ clean:
 # torch goes first and alone, so that no other requirement chooses its version.
 $(VENV)/.requirements: $(REQUIREMENTS)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -r requirements/torch.txt
-	$(BIN)/python -m pip install -r requirements/dev.txt
-	$(BIN)/python -m pip install --no-deps -r requirements/no-deps.txt
+	@echo 'installing into $(VENV): about a minute, more where torch is downloaded'
+	$(BIN)/python -m pip install -q -r requirements/torch.txt
+	$(BIN)/python -m pip install -q -r requirements/dev.txt
+	$(BIN)/python -m pip install -q --no-deps -r requirements/no-deps.txt
 	touch $@
 
 $(VENV)/.installed: $(VENV)/.requirements $(EXTENSION)
-	$(BIN)/python -m pip install --no-build-isolation --no-deps -e .
+	$(BIN)/python -m pip install -q --no-build-isolation --no-deps -e .
 	touch $@

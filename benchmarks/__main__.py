@@ -19,7 +19,13 @@ def main() -> int:
     run.add_argument("names", nargs="*", metavar="NAME", help=f"default all: {', '.join(REGISTRY)}")
     run.add_argument("--quick", action="store_true", help="fewer cells and rounds")
     run.add_argument("--json", type=Path, metavar="FILE", help="also write the results there")
+    commands.add_parser("readme", help="write the README's tables and figure from benchmarks/results/")
     args = parser.parse_args()
+    if args.command == "readme":
+        from benchmarks import readme
+
+        readme.update()
+        return 0
     if args.command == "list":
         for name, summary in REGISTRY.items():
             print(f"{name}: {summary}")

@@ -115,7 +115,7 @@ def edit_distance(a: str, b: str, limit: int) -> int:
             diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (letter != other))
         if min(row) > limit:
             return limit + 1
-    return row[-1]
+    return min(row[-1], limit + 1)
 
 
 def _letter_counts(word: str) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 pytest.importorskip("codespell_lib")
@@ -64,6 +64,7 @@ def test_a_cut_last_word_is_right_where_a_word_begins_so(checker: SpellChecker) 
 
 
 @given(st.text("abc", max_size=6), st.text("abc", max_size=6), st.integers(0, 7))
+@example("aabb", "aaaaaa", 2)
 def test_edit_distance_is_levenshtein_up_to_its_limit(a: str, b: str, limit: int) -> None:
     def plain(i: int, j: int) -> int:
         if not i or not j:

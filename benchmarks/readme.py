@@ -96,8 +96,8 @@ def align_section() -> str:
     header = ["tokens, edits", "fgrl, µs a pair", "rapidfuzz", "with score_hint", "python-Levenshtein", "difflib"]
     return "\n\n".join(
         [
-            "How many times longer the others take on the same pairs, one thread each, medians of the thread's processor "
-            f"time in interleaved rounds: rapidfuzz {where['rapidfuzz']} `editops` (plain, and told the distance), "
+            "How many times longer the others take on the same pairs, one thread each, medians of the thread's "
+            f"processor time in interleaved rounds: rapidfuzz {where['rapidfuzz']} `editops` (plain, and told the distance), "
             f"python-Levenshtein {where['levenshtein']} `editops`, difflib. They get lists, the only form they take; "
             "fgrl gets packed int32 tensors. The last two columns: rapidfuzz against fgrl on the same lists, and one "
             "thread against two by the clock on the wall.",

@@ -97,10 +97,10 @@ def align_section() -> str:
     return "\n\n".join(
         [
             "How many times longer the others take on the same pairs, one thread each, medians of the thread's "
-            f"processor time in interleaved rounds: rapidfuzz {where['rapidfuzz']} `editops` (plain, and told the distance), "
-            f"python-Levenshtein {where['levenshtein']} `editops`, difflib. They get lists, the only form they take; "
-            "fgrl gets packed int32 tensors. The last two columns: rapidfuzz against fgrl on the same lists, and one "
-            "thread against two by the clock on the wall.",
+            f"processor time in interleaved rounds: rapidfuzz {where['rapidfuzz']} `editops` (plain, and told the "
+            f"distance), python-Levenshtein {where['levenshtein']} `editops`, difflib. They get lists, the only form "
+            "they take; fgrl gets packed int32 tensors. The last two columns: rapidfuzz against fgrl on the same "
+            "lists, and one thread against two by the clock on the wall.",
             table([*header, "goal", "on lists", "2 threads"], rows),
             f"Source: [`benchmarks/results/{name}`](benchmarks/results/{name}): {where['cpu']}, Python "
             f"{where['python']}, torch {where['torch']}.",

@@ -1,11 +1,13 @@
 """Which implementation an op runs: the choice, the reason for it, and the context manager that overrides it.
 
 Every op has a plain PyTorch version in `fgrl.reference`. Faster versions are listed in `_IMPLEMENTATIONS`
-in the order in which "auto" prefers them.
+in the order in which "auto" prefers them; they sit behind one operator, `torch.ops.fgrl.<op>`, which PyTorch dispatches
+by device.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -19,17 +21,17 @@ from fgrl import extension
 
 Backend = Literal["auto", "triton", "cpp", "reference"]
 
-_IMPLEMENTATIONS: dict[str, dict[str, str]] = {
-    "align_edits": {"cpp": "fgrl.ops.align_edits"},
-    "token_reward_head": {},
-    "edit_preference_loss": {},
-    "gae": {},
-    "token_advantages": {},
-    "whiten": {},
-    "ppo_loss": {},
-    "value_loss": {},
-    "linear_logprobs": {},
-    "linear_ppo_loss": {},
+_IMPLEMENTATIONS: dict[str, tuple[str, ...]] = {
+    "align_edits": ("cpp",),
+    "token_reward_head": (),
+    "edit_preference_loss": (),
+    "gae": (),
+    "token_advantages": (),
+    "whiten": (),
+    "ppo_loss": (),
+    "value_loss": (),
+    "linear_logprobs": (),
+    "linear_ppo_loss": (),
 }
 
 _requested: ContextVar[Backend] = ContextVar("fgrl_backend", default="auto")
@@ -84,7 +86,7 @@ def explain(op: str, device: torch.device) -> Choice:
     requested = _requested.get()
     if requested == "reference":
         return Choice("reference", "requested with use_backend")
-    candidates = list(_IMPLEMENTATIONS[op]) if requested == "auto" else [requested]
+    candidates = _IMPLEMENTATIONS[op] if requested == "auto" else (requested,)
     reasons = []
     for backend in candidates:
         obstacle = _obstacle(op, backend, device)
@@ -100,23 +102,34 @@ def explain(op: str, device: torch.device) -> Choice:
 
 
 def resolve(op: str, device: torch.device) -> str:
-    """Name of the backend `op` runs on for inputs on `device`; see `explain`."""
+    """Name of the backend `op` runs on for inputs on `device`; see `explain`.
+
+    torch.compile asks once, while it traces: a graph keeps the backend it was compiled with.
+    """
     return explain(op, device).backend
 
 
-def implementation(op: str, device: torch.device) -> Callable[..., Any]:
-    """The function that computes `op` for inputs on `device`, with the signature of `fgrl.reference.<op>`.
+# What torch.compiler.assume_constant_result sets, which would import the compiler and Triton with every `import fgrl`.
+resolve._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
-    Inside `torch.autocast` it runs with autocast off: an op says itself what it computes in which precision. The
-    backward pass is not in its hands: PyTorch runs that under the autocast in which `backward` is called, so call it
-    outside.
+
+def reference(op: str, device: torch.device) -> Callable[..., Any]:
+    """`fgrl.reference.<op>`, with autocast off inside `torch.autocast`: an op says itself what it computes in.
+
+    The backward pass is not in its hands: PyTorch runs that under the autocast in which `backward` is called, so call
+    it outside.
     """
-    backend = resolve(op, device)
-    module = "fgrl.reference" if backend == "reference" else _IMPLEMENTATIONS[op][backend]
-    function = getattr(import_module(module), op)
+    from fgrl import reference
+
+    function = getattr(reference, op)
     if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
         return partial(_without_autocast, function, device.type)
     return function
+
+
+def interprets_kernels() -> bool:
+    """Whether Triton kernels run in Triton's interpreter, on CPU tensors (Triton's own switch)."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
 def _without_autocast(function: Callable[..., Any], device_type: str, *args: Any, **options: Any) -> Any:
@@ -131,8 +144,10 @@ def _obstacle(op: str, backend: str, device: torch.device) -> str | None:
     if backend == "cpp":
         if device.type != "cpu":
             return f"it runs on CPU tensors, and these are on {device.type}"
+        if interprets_kernels():
+            return "TRITON_INTERPRET=1 is set, which puts interpreted Triton kernels in its place"
         return extension.why_not()
-    if device.type == "cpu":
+    if device.type == "cpu" and not interprets_kernels():
         return "it runs on GPU tensors, and these are on cpu"
     try:
         import_module("triton")

@@ -18,7 +18,7 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 @pytest.fixture
 def fake_op(monkeypatch: pytest.MonkeyPatch) -> str:
     """An op with both fast implementations listed, so that the rules can be tried without them."""
-    monkeypatch.setitem(backend._IMPLEMENTATIONS, "fake", {"triton": "fgrl.nowhere", "cpp": "fgrl.nowhere"})
+    monkeypatch.setitem(backend._IMPLEMENTATIONS, "fake", ("triton", "cpp"))
     monkeypatch.setattr(backend.extension, "why_not", lambda: None)
     return "fake"
 
@@ -57,7 +57,7 @@ def test_an_explicit_request_never_falls_back(fake_op: str, monkeypatch: pytest.
 
 
 def test_a_request_for_an_implementation_that_does_not_exist(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(backend._IMPLEMENTATIONS, "gae", {})
+    monkeypatch.setitem(backend._IMPLEMENTATIONS, "gae", ())
     with fgrl.use_backend("cpp"), pytest.raises(RuntimeError, match=r"gae.*cpp.*no such implementation"):
         gae()
     gae()

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
-from fgrl.backend import implementation
+from fgrl import backend
 from fgrl.ops import _checks
+from fgrl.ops._library import LIBRARY, compute_dtype, differentiate_through, launch_with_triton
 from fgrl.types import GAE
+
+LIBRARY.define(
+    "gae(Tensor rewards, Tensor values, Tensor? mask, Tensor? bootstrap, Tensor? lams, Tensor? cu_seqlens, "
+    "float gamma, float lam) -> (Tensor advantages, Tensor returns)"
+)
+launch_with_triton("gae", "gae")
 
 
 def gae(
@@ -53,13 +63,33 @@ def gae(
     _checks.check_unit_interval("gamma", gamma)
     _checks.check_lam(lam, batch, "rewards", rewards)
     _checks.check_per_sequence("bootstrap", bootstrap, batch, "rewards", rewards)
-    run = implementation("gae", rewards.device)
-    return run(
-        rewards,
-        values,
-        mask,
-        gamma=float(gamma),
-        lam=lam if isinstance(lam, Tensor) else float(lam),
-        bootstrap=bootstrap,
-        cu_seqlens=cu_seqlens,
-    )
+    if backend.resolve("gae", rewards.device) == "reference":
+        run = backend.reference("gae", rewards.device)
+        return run(rewards, values, mask, gamma=gamma, lam=lam, bootstrap=bootstrap, cu_seqlens=cu_seqlens)
+    lams, lam = (lam, 1.0) if isinstance(lam, Tensor) else (None, float(lam))
+    return GAE(*torch.ops.fgrl.gae(rewards, values, mask, bootstrap, lams, cu_seqlens, float(gamma), lam))
+
+
+@torch.library.register_fake("fgrl::gae", lib=LIBRARY)
+def _gae_fake(rewards: Tensor, values: Tensor, mask: Tensor | None, bootstrap: Tensor | None, *_: Any) -> GAE:
+    dtype = compute_dtype(rewards, values, bootstrap)
+    return GAE(rewards.new_empty(rewards.shape, dtype=dtype), rewards.new_empty(rewards.shape, dtype=dtype))
+
+
+def _plain_gae(
+    rewards: Tensor,
+    values: Tensor,
+    mask: Tensor | None,
+    bootstrap: Tensor | None,
+    lams: Tensor | None,
+    cu_seqlens: Tensor | None,
+    gamma: float,
+    lam: float,
+) -> GAE:
+    """The reference, called as the operator is."""
+    run = backend.reference("gae", rewards.device)
+    lam_or_lams = lam if lams is None else lams
+    return run(rewards, values, mask, gamma=gamma, lam=lam_or_lams, bootstrap=bootstrap, cu_seqlens=cu_seqlens)
+
+
+differentiate_through("gae", _plain_gae)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fgrl.backend import implementation
+from fgrl import backend
 from fgrl.ops import _checks
 
 
@@ -49,7 +49,7 @@ def linear_logprobs(
         tensor([-2.0794, -2.0794])
     """
     check_linear_inputs(hidden, weight, targets, bias, temperature, softcap, mask)
-    run = implementation("linear_logprobs", hidden.device)
+    run = backend.reference("linear_logprobs", hidden.device)
     return run(
         hidden,
         weight,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from fgrl.backend import implementation
+from fgrl import backend
 from fgrl.ops import _checks
 from fgrl.ops.linear_logprobs import check_linear_inputs
 from fgrl.types import LinearPPOLoss, PPOLossConfig
@@ -76,7 +76,7 @@ def linear_ppo_loss(
     _checks.check_normalizer(normalizer)
     if config.kl_coef and ref_logprobs is None:
         raise ValueError(f"ref_logprobs is None; config.kl_coef {config.kl_coef} needs it")
-    run = implementation("linear_ppo_loss", hidden.device)
+    run = backend.reference("linear_ppo_loss", hidden.device)
     return run(
         hidden,
         weight,

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import get_args
+from typing import Any, get_args
 
+import torch
 from torch import Tensor
 
-from fgrl.backend import implementation
+from fgrl import backend
 from fgrl.ops import _checks
+from fgrl.ops._library import KL_ESTIMATORS, LIBRARY, compute_dtype, differentiate_through, launch_with_triton
 from fgrl.types import KLEstimator, TokenAdvantages
+
+LIBRARY.define(
+    "token_advantages(Tensor? token_rewards, Tensor values, Tensor? logprobs, Tensor? ref_logprobs, Tensor? mask, "
+    "Tensor? sequence_rewards, Tensor? bootstrap, Tensor? lams, Tensor? cu_seqlens, float reward_scale, "
+    "float reward_low, float reward_high, float kl_coef, int kl_estimator, float gamma, float lam) "
+    "-> (Tensor advantages, Tensor returns, Tensor kl, Tensor moments)"
+)
+launch_with_triton("token_advantages", "token_advantages")
 
 
 def token_advantages(
@@ -83,22 +94,47 @@ def token_advantages(
     _checks.check_unit_interval("gamma", gamma)
     _checks.check_lam(lam, batch, "values", values)
     _checks.check_per_sequence("bootstrap", bootstrap, batch, "values", values)
-    run = implementation("token_advantages", values.device)
-    return run(
-        token_rewards,
-        values,
-        logprobs,
-        ref_logprobs,
-        mask,
-        sequence_rewards=sequence_rewards,
-        reward_scale=reward_scale,
-        reward_clip=reward_clip,
-        kl_coef=kl_coef,
-        kl_estimator=kl_estimator,
-        gamma=float(gamma),
-        lam=lam if isinstance(lam, Tensor) else float(lam),
-        bootstrap=bootstrap,
-        cu_seqlens=cu_seqlens,
+    if backend.resolve("token_advantages", values.device) == "reference":
+        run = backend.reference("token_advantages", values.device)
+        return run(
+            token_rewards,
+            values,
+            logprobs,
+            ref_logprobs,
+            mask,
+            sequence_rewards=sequence_rewards,
+            reward_scale=reward_scale,
+            reward_clip=reward_clip,
+            kl_coef=kl_coef,
+            kl_estimator=kl_estimator,
+            gamma=gamma,
+            lam=lam,
+            bootstrap=bootstrap,
+            cu_seqlens=cu_seqlens,
+        )
+    if reward_clip is None:
+        reward_clip = math.inf
+    low, high = reward_clip if isinstance(reward_clip, Sequence) else (-reward_clip, reward_clip)
+    lams, lam = (lam, 1.0) if isinstance(lam, Tensor) else (None, float(lam))
+    return TokenAdvantages(
+        *torch.ops.fgrl.token_advantages(
+            token_rewards,
+            values,
+            logprobs,
+            ref_logprobs,
+            mask,
+            sequence_rewards,
+            bootstrap,
+            lams,
+            cu_seqlens,
+            float(reward_scale),
+            float(low),
+            float(high),
+            float(kl_coef),
+            KL_ESTIMATORS.index(kl_estimator),
+            float(gamma),
+            lam,
+        )
     )
 
 
@@ -109,3 +145,60 @@ def _check_reward_clip(reward_clip: float | Sequence[float] | None) -> None:
             raise ValueError(f"reward_clip is {reward_clip}; a pair must be (low, high) with low <= high")
     elif reward_clip is not None and not (_checks.is_number(reward_clip) and reward_clip > 0):
         raise ValueError(f"reward_clip is {reward_clip!r}; it must be greater than 0, or a pair (low, high)")
+
+
+@torch.library.register_fake("fgrl::token_advantages", lib=LIBRARY)
+def _token_advantages_fake(
+    token_rewards: Tensor | None,
+    values: Tensor,
+    logprobs: Tensor | None,
+    ref_logprobs: Tensor | None,
+    mask: Tensor | None,
+    sequence_rewards: Tensor | None,
+    bootstrap: Tensor | None,
+    *_: Any,
+) -> TokenAdvantages:
+    dtype = compute_dtype(token_rewards, values, logprobs, ref_logprobs, sequence_rewards, bootstrap)
+    advantages, returns, kl = (values.new_empty(values.shape, dtype=dtype) for _ in range(3))
+    return TokenAdvantages(advantages, returns, kl, values.new_empty(3, dtype=torch.float64))
+
+
+def _plain_token_advantages(
+    token_rewards: Tensor | None,
+    values: Tensor,
+    logprobs: Tensor | None,
+    ref_logprobs: Tensor | None,
+    mask: Tensor | None,
+    sequence_rewards: Tensor | None,
+    bootstrap: Tensor | None,
+    lams: Tensor | None,
+    cu_seqlens: Tensor | None,
+    reward_scale: float,
+    reward_low: float,
+    reward_high: float,
+    kl_coef: float,
+    kl_estimator: int,
+    gamma: float,
+    lam: float,
+) -> TokenAdvantages:
+    """The reference, called as the operator is."""
+    run = backend.reference("token_advantages", values.device)
+    return run(
+        token_rewards,
+        values,
+        logprobs,
+        ref_logprobs,
+        mask,
+        sequence_rewards=sequence_rewards,
+        reward_scale=reward_scale,
+        reward_clip=(reward_low, reward_high),
+        kl_coef=kl_coef,
+        kl_estimator=KL_ESTIMATORS[kl_estimator],
+        gamma=gamma,
+        lam=lam if lams is None else lams,
+        bootstrap=bootstrap,
+        cu_seqlens=cu_seqlens,
+    )
+
+
+differentiate_through("token_advantages", _plain_token_advantages)

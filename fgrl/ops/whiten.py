@@ -6,8 +6,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from fgrl.backend import implementation
+from fgrl import backend
 from fgrl.ops import _checks
+from fgrl.ops._library import LIBRARY, compute_dtype, differentiate_through, launch_with_triton
+
+LIBRARY.define("moments(Tensor advantages, Tensor? mask) -> Tensor")
+LIBRARY.define("whiten_tokens(Tensor advantages, Tensor? mask, Tensor moments) -> Tensor")
+launch_with_triton("moments", "whiten")
+launch_with_triton("whiten_tokens", "whiten")
 
 
 def whiten(
@@ -47,4 +53,36 @@ def whiten(
         if not isinstance(moments, Tensor) or moments.shape != (3,) or moments.dtype != torch.float64:
             raise ValueError("moments must be a float64 tensor of shape [3]: count, sum, sum of squares")
         _checks.check_device("moments", moments, "advantages", advantages)
-    return implementation("whiten", advantages.device)(advantages, mask, moments, group=group)
+    if backend.resolve("whiten", advantages.device) == "reference":
+        return backend.reference("whiten", advantages.device)(advantages, mask, moments, group=group)
+    if moments is None:
+        moments = torch.ops.fgrl.moments(advantages, mask)
+    if group is not None:
+        moments = moments.clone()
+        dist.all_reduce(moments, group=group)
+    return torch.ops.fgrl.whiten_tokens(advantages, mask, moments)
+
+
+@torch.library.register_fake("fgrl::moments", lib=LIBRARY)
+def _moments_fake(advantages: Tensor, mask: Tensor | None) -> Tensor:
+    return advantages.new_empty(3, dtype=torch.float64)
+
+
+@torch.library.register_fake("fgrl::whiten_tokens", lib=LIBRARY)
+def _whiten_tokens_fake(advantages: Tensor, mask: Tensor | None, moments: Tensor) -> Tensor:
+    return advantages.new_empty(advantages.shape, dtype=compute_dtype(advantages))
+
+
+def _plain_moments(advantages: Tensor, mask: Tensor | None) -> tuple[Tensor]:
+    from fgrl.reference.token_advantages import advantage_moments
+
+    valid = torch.ones_like(advantages, dtype=torch.bool) if mask is None else mask != 0
+    return (advantage_moments(advantages, valid),)
+
+
+def _plain_whiten_tokens(advantages: Tensor, mask: Tensor | None, moments: Tensor) -> tuple[Tensor]:
+    return (backend.reference("whiten", advantages.device)(advantages, mask, moments),)
+
+
+differentiate_through("moments", _plain_moments)
+differentiate_through("whiten_tokens", _plain_whiten_tokens)

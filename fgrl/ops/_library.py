@@ -1,0 +1,104 @@
+"""The `fgrl` operator library: where the fused ops are declared to PyTorch.
+
+Schemas, fakes and autograd formulas are defined at import by the files of this folder and need torch only. The C++
+extension registers the CPU implementations when it is loaded; `launch_with_triton` registers the GPU ones, which are
+imported with Triton on the first call. So `torch.compile` sees every op whole, and nothing is compiled at import.
+
+Scalars that select a formula travel as the position of their name in these tuples, because operators of the stable ABI
+take no strings. csrc/ and kernels/ count in the same order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Any, get_args
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from fgrl import backend
+from fgrl.types import Aggregation, KLEstimator
+
+LIBRARY = torch.library.Library("fgrl", "FRAGMENT")
+
+KL_ESTIMATORS: tuple[str, ...] = get_args(KLEstimator)
+AGGREGATIONS: tuple[str, ...] = get_args(Aggregation)
+
+
+def launch_with_triton(op: str, module: str) -> None:
+    """Make `fgrl.kernels.<module>.<op>` the implementation of `fgrl::<op>` on GPU tensors.
+
+    In a process that interprets Triton kernels it serves CPU tensors too, in place of C++.
+    """
+
+    def launch(*args: Any) -> Any:
+        return getattr(import_module(f"fgrl.kernels.{module}"), op)(*args)
+
+    for key in ("CUDA", "XPU", *(["CPU"] if backend.interprets_kernels() else [])):
+        LIBRARY.impl(op, launch, key)
+
+
+def compute_dtype(*tensors: Tensor | None) -> torch.dtype:
+    """What an op computes in and returns: fp64 when any of the tensors is fp64, else fp32."""
+    is_double = any(tensor is not None and tensor.dtype == torch.float64 for tensor in tensors)
+    return torch.float64 if is_double else torch.float32
+
+
+def differentiate_through(op: str, plain: Callable[..., tuple[Tensor, ...]]) -> None:
+    """Give `fgrl::<op>` the derivative of `plain`, the same computation in PyTorch with the same arguments.
+
+    For ops whose outputs are constants of the loss as good as always: the forward pass stays fused, and who does
+    differentiate through it gets the right gradient at the speed of the reference.
+    """
+    schema = getattr(torch.ops.fgrl, op).default._schema
+    count = len(schema.arguments)
+    arguments = str(schema).partition("(")[2].partition(") -> ")[0]
+    slopes_of_outputs = ", ".join(f"Tensor? slope_{place}" for place in range(len(schema.returns)))
+    LIBRARY.define(f"{op}_backward({arguments}, {slopes_of_outputs}) -> Tensor[]")
+
+    def backward(*args: Any) -> list[Tensor]:
+        inputs, slopes = list(args[:count]), args[count:]
+        places = _differentiable(inputs)
+        with torch.enable_grad():
+            for place in places:
+                inputs[place] = inputs[place].detach().requires_grad_()
+            outputs = plain(*inputs)
+            used = [place for place, slope in enumerate(slopes) if slope is not None and outputs[place].requires_grad]
+            return list(
+                torch.autograd.grad(
+                    [outputs[place] for place in used],
+                    [inputs[place] for place in places],
+                    [slopes[place] for place in used],
+                    materialize_grads=True,
+                )
+            )
+
+    LIBRARY.impl(f"{op}_backward", backward, "CompositeExplicitAutograd")
+
+    @torch.library.register_fake(f"fgrl::{op}_backward", lib=LIBRARY)
+    def fake(*args: Any) -> list[Tensor]:
+        return [torch.empty_like(args[place]) for place in _differentiable(args[:count])]
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.places = [place for place, value in enumerate(inputs) if isinstance(value, Tensor)]
+        ctx.rest = [None if isinstance(value, Tensor) else value for value in inputs]
+        ctx.save_for_backward(*(inputs[place] for place in ctx.places))
+
+    @once_differentiable
+    def formula(ctx: Any, *slopes: Tensor | None) -> tuple[Tensor | None, ...]:
+        inputs = list(ctx.rest)
+        for place, tensor in zip(ctx.places, ctx.saved_tensors, strict=True):
+            inputs[place] = tensor
+        found = getattr(torch.ops.fgrl, f"{op}_backward")(*inputs, *slopes)
+        result: list[Tensor | None] = [None] * len(inputs)
+        for place, slope in zip(_differentiable(inputs), found, strict=True):
+            result[place] = slope
+        return tuple(result)
+
+    torch.library.register_autograd(f"fgrl::{op}", formula, setup_context=setup_context, lib=LIBRARY)
+
+
+def _differentiable(inputs: Sequence[Any]) -> list[int]:
+    return [place for place, value in enumerate(inputs) if isinstance(value, Tensor) and value.is_floating_point()]

@@ -1,0 +1,161 @@
+"""The operators behind the public ops, as PyTorch sees them: traced whole, and right when differentiated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from numerics import leaf
+from torch import Tensor
+
+import fgrl
+from fgrl import backend
+
+CPU = torch.device("cpu")
+OPTIONS = fgrl.ops.PPOLossConfig(kl_coef=0.1, kl_estimator="k3+", aggregation="seq-mean-token-mean", dual_clip=3.0)
+
+
+def rows(batch: int, length: int, count: int) -> list[Tensor]:
+    return [torch.randn(batch, length) for _ in range(count)]
+
+
+def run_gae(batch: int, length: int) -> tuple[Callable[..., Any], list[Tensor]]:
+    mask = torch.rand(batch, length) < 0.7
+    return lambda r, v, b: fgrl.ops.gae(r, v, mask, lam=0.9, bootstrap=b), [*rows(batch, length, 2), torch.randn(batch)]
+
+
+def run_token_advantages(batch: int, length: int) -> tuple[Callable[..., Any], list[Tensor]]:
+    mask = torch.rand(batch, length) < 0.7
+
+    def run(*tensors: Tensor) -> Any:
+        *tokens, scores, lam = tensors
+        return fgrl.ops.token_advantages(*tokens, mask, sequence_rewards=scores, lam=lam, kl_coef=0.1, reward_clip=1.0)
+
+    return run, [*rows(batch, length, 4), torch.randn(batch), torch.rand(batch)]
+
+
+def run_ppo_loss(batch: int, length: int) -> tuple[Callable[..., Any], list[Tensor]]:
+    mask = torch.rand(batch, length) < 0.7
+
+    def run(logprobs: Tensor, old: Tensor, advantages: Tensor, ref: Tensor) -> Tensor:
+        return fgrl.ops.ppo_loss(logprobs, old, advantages, mask, ref_logprobs=ref, config=OPTIONS).loss
+
+    return run, rows(batch, length, 4)
+
+
+def run_value_loss(batch: int, length: int) -> tuple[Callable[..., Any], list[Tensor]]:
+    mask = torch.rand(batch, length) < 0.7
+    return lambda v, old, r: fgrl.ops.value_loss(v, old, r, mask).loss, rows(batch, length, 3)
+
+
+def run_edit_preference_loss(batch: int, length: int) -> tuple[Callable[..., Any], list[Tensor]]:
+    edits = torch.rand(batch, length) < 0.3
+    return lambda a, b: fgrl.ops.edit_preference_loss(a, b, edits, ~edits).loss, rows(batch, length, 2)
+
+
+def run_token_reward_head(batch: int, length: int) -> tuple[Callable[..., Any], list[Tensor]]:
+    tensors = [torch.randn(batch, length, 8), torch.randn(8), torch.randn(1), torch.rand(8)]
+    return lambda h, w, b, n: fgrl.ops.token_reward_head(h, w, b, norm_weight=n), tensors
+
+
+def run_whiten(batch: int, length: int) -> tuple[Callable[..., Any], list[Tensor]]:
+    mask = torch.rand(batch, length) < 0.7
+    return lambda a: fgrl.ops.whiten(a, mask), rows(batch, length, 1)
+
+
+CASES = [
+    run_gae,
+    run_token_advantages,
+    run_whiten,
+    run_ppo_loss,
+    run_value_loss,
+    run_edit_preference_loss,
+    run_token_reward_head,
+]
+FUSED = [case for case in CASES if backend.resolve(case.__name__.removeprefix("run_"), CPU) != "reference"]
+
+
+def name(case: Callable[..., Any]) -> str:
+    return case.__name__.removeprefix("run_")
+
+
+def tensors_of(result: Any) -> list[Tensor]:
+    return [result] if isinstance(result, Tensor) else list(result)
+
+
+def total(result: Any) -> Tensor:
+    return torch.stack([tensor.double().square().sum() for tensor in tensors_of(result) if tensor.requires_grad]).sum()
+
+
+@pytest.mark.parametrize("case", CASES, ids=name)
+def test_compiles_to_one_graph_and_not_again_for_another_length(case: Callable[..., Any]) -> None:
+    torch._dynamo.reset()
+    lengths = (5, 9, 12, 17)
+    graphs = 0
+
+    def count(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        nonlocal graphs
+        graphs += 1
+        return graph.forward
+
+    operator = name(case)
+    if backend.resolve(operator, CPU) == "reference" and operator in ("gae", "token_advantages"):
+        pytest.skip("the reference's loop over time is unrolled for each length")
+    mask = torch.ones(3, max(lengths), dtype=torch.bool)
+    functions: dict[str, Callable[..., Any]] = {
+        "gae": lambda x, m: fgrl.ops.gae(x, x, m).advantages,
+        "token_advantages": lambda x, m: fgrl.ops.token_advantages(x, x, x, x, m, kl_coef=0.1).advantages,
+        "whiten": fgrl.ops.whiten,
+        "ppo_loss": lambda x, m: fgrl.ops.ppo_loss(x, x.detach(), x.detach(), m).loss,
+        "value_loss": lambda x, m: fgrl.ops.value_loss(x, x.detach(), x.detach(), m).loss,
+        "edit_preference_loss": lambda x, m: fgrl.ops.edit_preference_loss(x, x, m, m).loss,
+        "token_reward_head": lambda x, m: fgrl.ops.token_reward_head(x[..., None] * m[..., None], x.new_ones(1)),
+    }
+    compiled = torch.compile(functions[operator], backend=count, fullgraph=True)
+    for length in lengths:
+        x = torch.randn(3, length)
+        expected = functions[operator](x, mask[:, :length].clone())
+        torch.testing.assert_close(compiled(x, mask[:, :length].clone()), expected)
+    assert graphs <= 2, "one graph for the first length, and one for every other"
+
+
+@pytest.mark.parametrize("case", FUSED, ids=name)
+def test_compiled_gradients_are_the_eager_ones(case: Callable[..., Any]) -> None:
+    torch._dynamo.reset()
+    run, inputs = case(3, 7)
+    compiled = torch.compile(lambda *tensors: total(run(*tensors)), backend="aot_eager", fullgraph=True)
+    eager, traced = ([leaf(tensor) for tensor in inputs] for _ in range(2))
+    total(run(*eager)).backward()
+    compiled(*traced).backward()
+    for one, other in zip(eager, traced, strict=True):
+        torch.testing.assert_close(one.grad, other.grad)
+
+
+@pytest.mark.parametrize("case", FUSED, ids=name)
+def test_fused_and_plain_agree_in_value_and_gradient(case: Callable[..., Any]) -> None:
+    run, inputs = case(4, 33)
+    fused, plain = ([leaf(tensor) for tensor in inputs] for _ in range(2))
+    ours = run(*fused)
+    with fgrl.use_backend("reference"):
+        theirs = run(*plain)
+    for one, other in zip(tensors_of(ours), tensors_of(theirs), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+    total(ours).backward()
+    total(theirs).backward()
+    for one, other in zip(fused, plain, strict=True):
+        grad = torch.zeros_like(one) if one.grad is None else one.grad
+        expected = torch.zeros_like(other) if other.grad is None else other.grad
+        torch.testing.assert_close(grad, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_second_derivative_is_refused() -> None:
+    """The gradient is computed in the forward pass, so it has no graph of its own: better an error than a silent 0."""
+    run, inputs = run_ppo_loss(2, 3)
+    logprobs = leaf(inputs[0])
+    if backend.resolve("ppo_loss", CPU) == "reference":
+        pytest.skip("the reference differentiates twice")
+    (slope,) = torch.autograd.grad(run(logprobs, *inputs[1:]), logprobs, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        slope.sum().backward()

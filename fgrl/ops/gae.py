@@ -63,11 +63,12 @@ def gae(
     _checks.check_unit_interval("gamma", gamma)
     _checks.check_lam(lam, batch, "rewards", rewards)
     _checks.check_per_sequence("bootstrap", bootstrap, batch, "rewards", rewards)
+    gamma, lam = float(gamma), lam if isinstance(lam, Tensor) else float(lam)
     if backend.resolve("gae", rewards.device) == "reference":
         run = backend.reference("gae", rewards.device)
         return run(rewards, values, mask, gamma=gamma, lam=lam, bootstrap=bootstrap, cu_seqlens=cu_seqlens)
-    lams, lam = (lam, 1.0) if isinstance(lam, Tensor) else (None, float(lam))
-    return GAE(*torch.ops.fgrl.gae(rewards, values, mask, bootstrap, lams, cu_seqlens, float(gamma), lam))
+    lams, lam = (lam, 1.0) if isinstance(lam, Tensor) else (None, lam)
+    return GAE(*torch.ops.fgrl.gae(rewards, values, mask, bootstrap, lams, cu_seqlens, gamma, lam))
 
 
 @torch.library.register_fake("fgrl::gae", lib=LIBRARY)

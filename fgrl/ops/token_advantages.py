@@ -94,6 +94,7 @@ def token_advantages(
     _checks.check_unit_interval("gamma", gamma)
     _checks.check_lam(lam, batch, "values", values)
     _checks.check_per_sequence("bootstrap", bootstrap, batch, "values", values)
+    gamma, lam = float(gamma), lam if isinstance(lam, Tensor) else float(lam)
     if backend.resolve("token_advantages", values.device) == "reference":
         run = backend.reference("token_advantages", values.device)
         return run(
@@ -115,7 +116,7 @@ def token_advantages(
     if reward_clip is None:
         reward_clip = math.inf
     low, high = reward_clip if isinstance(reward_clip, Sequence) else (-reward_clip, reward_clip)
-    lams, lam = (lam, 1.0) if isinstance(lam, Tensor) else (None, float(lam))
+    lams, lam = (lam, 1.0) if isinstance(lam, Tensor) else (None, lam)
     return TokenAdvantages(
         *torch.ops.fgrl.token_advantages(
             token_rewards,
@@ -132,7 +133,7 @@ def token_advantages(
             float(high),
             float(kl_coef),
             KL_ESTIMATORS.index(kl_estimator),
-            float(gamma),
+            gamma,
             lam,
         )
     )

@@ -7,7 +7,6 @@ by device.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -18,6 +17,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 
 from fgrl import extension
+from fgrl.extension import interprets_kernels
 
 Backend = Literal["auto", "triton", "cpp", "reference"]
 
@@ -127,11 +127,6 @@ def reference(op: str, device: torch.device) -> Callable[..., Any]:
     return function
 
 
-def interprets_kernels() -> bool:
-    """Whether Triton kernels run in Triton's interpreter, on CPU tensors (Triton's own switch)."""
-    return os.environ.get("TRITON_INTERPRET", "0") == "1"
-
-
 def _without_autocast(function: Callable[..., Any], device_type: str, *args: Any, **options: Any) -> Any:
     with torch.autocast(device_type, enabled=False):
         return function(*args, **options)
@@ -144,8 +139,6 @@ def _obstacle(op: str, backend: str, device: torch.device) -> str | None:
     if backend == "cpp":
         if device.type != "cpu":
             return f"it runs on CPU tensors, and these are on {device.type}"
-        if interprets_kernels():
-            return "TRITON_INTERPRET=1 is set, which puts interpreted Triton kernels in its place"
         return extension.why_not()
     if device.type == "cpu" and not interprets_kernels():
         return "it runs on GPU tensors, and these are on cpu"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import cache
 from importlib import import_module
 from types import ModuleType
@@ -9,9 +10,16 @@ from types import ModuleType
 import torch  # noqa: F401  (loads libtorch, which the extension is linked against)
 
 
+def interprets_kernels() -> bool:
+    """Whether Triton kernels run in Triton's interpreter, on CPU tensors and in place of C++ (Triton's own switch)."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
 @cache
 def why_not() -> str | None:
     """Why the C++ ops cannot run, or None when they can. Loads the extension on the first call."""
+    if interprets_kernels():
+        return "TRITON_INTERPRET=1 is set, which puts interpreted Triton kernels in its place"
     try:
         import_module("fgrl._C")
     except ModuleNotFoundError:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fgrl import backend
+from fgrl.extension import interprets_kernels
 from fgrl.types import Aggregation, KLEstimator
 
 LIBRARY = torch.library.Library("fgrl", "FRAGMENT")
@@ -36,7 +36,7 @@ def launch_with_triton(op: str, module: str) -> None:
     def launch(*args: Any) -> Any:
         return getattr(import_module(f"fgrl.kernels.{module}"), op)(*args)
 
-    for key in ("CUDA", "XPU", *(["CPU"] if backend.interprets_kernels() else [])):
+    for key in ("CUDA", "XPU", *(["CPU"] if interprets_kernels() else [])):
         LIBRARY.impl(op, launch, key)
 
 

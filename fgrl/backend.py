@@ -27,7 +27,7 @@ _IMPLEMENTATIONS: dict[str, tuple[str, ...]] = {
     "edit_preference_loss": (),
     "gae": (),
     "token_advantages": (),
-    "whiten": (),
+    "whiten": ("triton",),
     "ppo_loss": (),
     "value_loss": (),
     "linear_logprobs": (),

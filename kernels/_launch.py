@@ -1,0 +1,61 @@
+"""What the launchers share: dtypes, devices, and how a kernel file lists its launches for the resource report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+
+class Case(NamedTuple):
+    """One call of a launcher, on tensors of the meta device, that `python -m benchmarks.kernels` compiles.
+
+    Each kernel file yields its cases from a function `aot_cases()`. The report calls the launcher itself and compiles
+    whatever it launches, so that the two cannot drift apart; and as meta tensors hold nothing, a launcher that would
+    read a value on the host, and so wait for the GPU, fails there.
+    """
+
+    label: str
+    launcher: Callable[..., Any]
+    arguments: tuple[Any, ...]
+
+
+def interpreted() -> bool:
+    """Whether kernels run in Triton's interpreter, which walks a scan element by element: blocks are then small."""
+    return bool(triton.knobs.runtime.interpret)
+
+
+def compute_dtype(*tensors: Tensor | None) -> torch.dtype:
+    """What an op computes in and returns: fp64 when any of the tensors is fp64, else fp32."""
+    is_double = any(tensor is not None and tensor.dtype == torch.float64 for tensor in tensors)
+    return torch.float64 if is_double else torch.float32
+
+
+def flags(mask: Tensor | None) -> Tensor | None:
+    """A mask flat and contiguous, bool as bytes: where it is not 0, a token is valid."""
+    if mask is None:
+        return None
+    mask = mask.reshape(-1)
+    return mask.view(torch.uint8) if mask.dtype == torch.bool else mask
+
+
+def on_device(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Makes the tensor's GPU the current one, on which Triton launches."""
+    if tensor.device.type in ("cpu", "meta"):
+        return nullcontext()
+    return torch.accelerator.device_index(tensor.device.index)
+
+
+def multiprocessors(device: torch.device) -> int:
+    """How many multiprocessors the device has (an H100's without a device): what a grid has to fill."""
+    return 132 if device.type in ("cpu", "meta") else _multiprocessors(device)
+
+
+@lru_cache
+def _multiprocessors(device: torch.device) -> int:
+    return triton.runtime.driver.active.utils.get_device_properties(device.index)["multiprocessor_count"]

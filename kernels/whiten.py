@@ -1,0 +1,153 @@
+"""Whitening: the moments of a tensor of advantages, and the tensor shifted and scaled by given moments."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fgrl.kernels._launch import Case, compute_dtype, flags, interpreted, multiprocessors, on_device
+
+_BLOCK = 64 if interpreted() else 1024
+_WARPS = 4
+_PROGRAMS_PER_MULTIPROCESSOR = 4
+
+
+@triton.jit
+def _load_block(advantages_ptr, mask_ptr, start, size, HAS_MASK: tl.constexpr, BLOCK: tl.constexpr, FULL: tl.constexpr):
+    """Advantages in fp64, 0 where they are not valid, and which are.
+
+    The load of a full block has no bounds, because those of a size that is not known to be a multiple of anything would
+    split it into single elements; and tokens under the mask are dropped only after it.
+    """
+    lanes = tl.arange(0, BLOCK)
+    inside = None if FULL else lanes < size - start
+    advantages = tl.load(advantages_ptr + start + lanes, mask=inside, other=None if FULL else 0)  # [BLOCK]
+    if HAS_MASK:
+        valid = tl.load(mask_ptr + start + lanes, mask=inside, other=None if FULL else 0) != 0  # [BLOCK]
+    elif FULL:
+        valid = tl.full([BLOCK], True, tl.int1)
+    else:
+        valid = inside
+    return tl.where(valid, advantages.to(tl.float64), 0.0), valid
+
+
+@triton.jit(do_not_specialize=["size", "blocks"])
+def _moments_fwd_kernel(
+    partial_ptr,  # [3, programs] fp64
+    advantages_ptr,
+    mask_ptr,
+    size,
+    blocks,
+    HAS_MASK: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """(count, sum, sum of squares) of the valid tokens of every `programs`-th block."""
+    count = tl.zeros([BLOCK], tl.int32)
+    total = tl.zeros([BLOCK], tl.float64)
+    squares = tl.zeros([BLOCK], tl.float64)
+    programs = tl.num_programs(0)
+    start = tl.program_id(0).to(tl.int64) * BLOCK
+    for _ in range(tl.program_id(0), blocks, programs):
+        if start + BLOCK <= size:
+            advantages, valid = _load_block(advantages_ptr, mask_ptr, start, size, HAS_MASK, BLOCK, FULL=True)
+        else:
+            advantages, valid = _load_block(advantages_ptr, mask_ptr, start, size, HAS_MASK, BLOCK, FULL=False)
+        count += valid.to(tl.int32)
+        total += advantages
+        squares += advantages * advantages
+        start += programs * BLOCK
+    partial_ptr += tl.program_id(0)
+    tl.store(partial_ptr, tl.sum(count, 0).to(tl.float64))
+    tl.store(partial_ptr + programs, tl.sum(total, 0))
+    tl.store(partial_ptr + 2 * programs, tl.sum(squares, 0))
+
+
+@triton.jit(do_not_specialize=["size"])
+def _whiten_tokens_fwd_kernel(
+    whitened_ptr,
+    advantages_ptr,
+    mask_ptr,
+    moments_ptr,  # [3] fp64
+    size,
+    VARIANCE_FLOOR: tl.constexpr,
+    HAS_MASK: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """(A_t - mean) / sqrt(var + floor),   var with Bessel's correction, 0 for fewer than two tokens"""
+    count = tl.load(moments_ptr)
+    total = tl.load(moments_ptr + 1)
+    mean = total / tl.maximum(count, 1.0)
+    variance = (tl.load(moments_ptr + 2) - total * mean) / tl.maximum(count - 1.0, 1.0)
+    scale = 1.0 / tl.sqrt(tl.where(variance < 0, 0.0, variance) + VARIANCE_FLOOR)  # a NaN stays one
+
+    start = tl.program_id(0).to(tl.int64) * BLOCK
+    lanes = tl.arange(0, BLOCK)
+    if start + BLOCK <= size:
+        advantages, valid = _load_block(advantages_ptr, mask_ptr, start, size, HAS_MASK, BLOCK, FULL=True)
+        tl.store(whitened_ptr + start + lanes, tl.where(valid, (advantages - mean) * scale, 0.0))
+    else:
+        advantages, valid = _load_block(advantages_ptr, mask_ptr, start, size, HAS_MASK, BLOCK, FULL=False)
+        whitened = tl.where(valid, (advantages - mean) * scale, 0.0)
+        tl.store(whitened_ptr + start + lanes, whitened, mask=lanes < size - start)
+
+
+def moments(advantages: Tensor, mask: Tensor | None) -> Tensor:
+    """float64 `[3]`: count, sum and sum of squares of the valid advantages.
+
+    Reads advantages and mask once. Two stages in a fixed order: a partial sum a program, then their sum.
+    """
+    advantages, mask = advantages.reshape(-1), flags(mask)
+    blocks = triton.cdiv(advantages.numel(), _BLOCK)
+    programs = max(1, min(blocks, _PROGRAMS_PER_MULTIPROCESSOR * multiprocessors(advantages.device)))
+    partial = torch.empty(3, programs, dtype=torch.float64, device=advantages.device)
+    with on_device(advantages):
+        _moments_fwd_kernel[(programs,)](
+            partial,
+            advantages,
+            mask,
+            advantages.numel(),
+            blocks,
+            HAS_MASK=mask is not None,
+            BLOCK=_BLOCK,
+            num_warps=_WARPS,
+        )
+    return partial.sum(1)
+
+
+def whiten_tokens(advantages: Tensor, mask: Tensor | None, moments: Tensor) -> Tensor:
+    """`advantages` with the mean and variance that `moments` give them; 0 where the mask is false.
+
+    Reads advantages and mask once and writes the result once.
+    """
+    whitened = torch.empty(advantages.shape, dtype=compute_dtype(advantages), device=advantages.device)
+    advantages, mask = advantages.reshape(-1), flags(mask)
+    if advantages.numel():
+        with on_device(advantages):
+            _whiten_tokens_fwd_kernel[(triton.cdiv(advantages.numel(), _BLOCK),)](
+                whitened,
+                advantages,
+                mask,
+                moments.contiguous(),
+                advantages.numel(),
+                VARIANCE_FLOOR=1e-8,
+                HAS_MASK=mask is not None,
+                BLOCK=_BLOCK,
+                num_warps=_WARPS,
+            )
+    return whitened
+
+
+def aot_cases() -> Iterator[Case]:
+    """Whole batches in fp32 and in fp64, with and without a mask."""
+    for dtype, has_mask in ((torch.float32, True), (torch.float32, False), (torch.float64, True)):
+        advantages = torch.empty(4096, 1000, dtype=dtype, device="meta")
+        mask = torch.empty(4096, 1000, dtype=torch.bool, device="meta") if has_mask else None
+        label = f"{str(dtype).removeprefix('torch.')}{' mask' if has_mask else ''}"
+        yield Case(f"moments {label}", moments, (advantages, mask))
+        yield Case(
+            f"whiten {label}", whiten_tokens, (advantages, mask, torch.empty(3, dtype=torch.float64, device="meta"))
+        )

@@ -1,0 +1,101 @@
+// From tensors to the pointers that the torch-free headers take.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "rows.h"
+
+namespace fgrl {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+// What an op computes in and returns: fp64 when any of the tensors is fp64, else fp32.
+template <typename... Tensors>
+ScalarType compute_dtype(const Tensors&... tensors) {
+  const auto is_double = [](const OptionalTensor& t) { return t && t->scalar_type() == ScalarType::Double; };
+  return (is_double(OptionalTensor(tensors)) || ...) ? ScalarType::Double : ScalarType::Float;
+}
+
+// Keeps what it had to copy: inputs of another dtype or layout. The usual ones, contiguous and of the dtype of the
+// computation, are read where they are.
+class Inputs {
+ public:
+  explicit Inputs(ScalarType dtype) : dtype_(dtype) {}
+
+  template <typename T>
+  const T* read(const OptionalTensor& tensor, int64_t size) {
+    if (!tensor) return nullptr;
+    return static_cast<const T*>(keep(*tensor, dtype_, size).const_data_ptr());
+  }
+
+  TokenMask mask(const OptionalTensor& mask, int64_t size) {
+    if (!mask) return {};
+    const ScalarType dtype = mask->scalar_type();
+    const bool floating = dtype == ScalarType::Half || dtype == ScalarType::BFloat16 || dtype == ScalarType::Float ||
+                          dtype == ScalarType::Double;
+    const Tensor& kept = keep(*mask, dtype, size);
+    return {kept.const_data_ptr(), static_cast<int>(kept.element_size()), floating};
+  }
+
+  // The rows of `like [B, T]`, or what cu_seqlens says of `like [N]`. Its values were checked by the public op.
+  Sequences sequences(const Tensor& like, const OptionalTensor& cu_seqlens) {
+    if (!cu_seqlens) return like.dim() == 2 ? Sequences{like.size(0), like.size(1)} : Sequences{1, like.numel()};
+    const ScalarType dtype = cu_seqlens->scalar_type();
+    STD_TORCH_CHECK(dtype == ScalarType::Int || dtype == ScalarType::Long, "cu_seqlens must be int32 or int64");
+    STD_TORCH_CHECK(cu_seqlens->numel() > 0, "cu_seqlens must have an entry");
+    const Tensor& kept = keep(*cu_seqlens, dtype, cu_seqlens->numel());
+    const Sequences result{kept.numel() - 1, 0, kept.const_data_ptr(), dtype == ScalarType::Long};
+    STD_TORCH_CHECK(result.begin(0) == 0 && result.begin(result.count) == like.numel(),
+                    "cu_seqlens must start at 0 and end at the number of tokens");
+    for (int64_t i = 0; i < result.count; ++i) {
+      STD_TORCH_CHECK(result.begin(i) <= result.end(i), "cu_seqlens must not decrease");
+    }
+    return result;
+  }
+
+ private:
+  const Tensor& keep(const Tensor& tensor, ScalarType dtype, int64_t size) {
+    STD_TORCH_CHECK(tensor.is_cpu() && tensor.numel() == size, "tensors must be on the CPU and of fitting shapes");
+    Tensor kept = tensor.scalar_type() == dtype ? tensor : torch::stable::to(tensor, dtype);
+    kept_.push_back(kept.is_contiguous() ? kept : torch::stable::contiguous(kept));
+    return kept_.back();
+  }
+
+  ScalarType dtype_;
+  std::vector<Tensor> kept_;
+};
+
+inline Tensor empty_like(const Tensor& like, ScalarType dtype) { return torch::stable::empty(like.sizes(), dtype); }
+
+template <typename T>
+T* data(Tensor& tensor) {
+  return static_cast<T*>(tensor.mutable_data_ptr());
+}
+
+// Calls `run(make_state(), task)` for every task in [0, count), on as many threads as `tokens` are worth. Who runs which
+// is not determined, so a task may depend on nothing but its number.
+template <typename State, typename Run>
+void for_each_task(int64_t count, int64_t tokens, const Run& run) {
+  constexpr int64_t TOKENS_WORTH_A_THREAD = 16384;
+  const int64_t worth = std::max<int64_t>(1, tokens / TOKENS_WORTH_A_THREAD);
+  const int64_t threads = std::min<int64_t>({count, worth, torch::stable::get_num_threads()});
+  std::atomic<int64_t> next{0};
+  const auto work = [&](int64_t, int64_t) {
+    State state;
+    for (int64_t task = next++; task < count; task = next++) run(state, task);
+  };
+  if (threads <= 1) return work(0, 1);
+  torch::stable::parallel_for(0, threads, 1, work);
+}
+
+}  // namespace fgrl

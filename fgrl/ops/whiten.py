@@ -74,10 +74,9 @@ def _whiten_tokens_fake(advantages: Tensor, mask: Tensor | None, moments: Tensor
 
 
 def _plain_moments(advantages: Tensor, mask: Tensor | None) -> tuple[Tensor]:
-    from fgrl.reference.token_advantages import advantage_moments
-
     valid = torch.ones_like(advantages, dtype=torch.bool) if mask is None else mask != 0
-    return (advantage_moments(advantages, valid),)
+    selected = torch.where(valid, advantages.double(), 0.0)
+    return (torch.stack([valid.sum().double(), selected.sum(), selected.square().sum()]),)
 
 
 def _plain_whiten_tokens(advantages: Tensor, mask: Tensor | None, moments: Tensor) -> tuple[Tensor]:

@@ -78,10 +78,6 @@ std::tuple<Tensor, Tensor, Tensor> align_edits(const Tensor& original, const Ten
   return {distance, original_ops, edited_ops};
 }
 
-}  // namespace
-
-namespace {
-
 // See binary.h.
 bool is_binary(const Tensor& values) {
   STD_TORCH_CHECK(values.is_cpu() && values.is_contiguous(), "values must be a contiguous CPU tensor");

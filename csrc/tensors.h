@@ -82,8 +82,8 @@ T* data(Tensor& tensor) {
   return static_cast<T*>(tensor.mutable_data_ptr());
 }
 
-// Calls `run(make_state(), task)` for every task in [0, count), on as many threads as `tokens` are worth. Who runs which
-// is not determined, so a task may depend on nothing but its number.
+// Calls `run(state, task)` for every task in [0, count), with a state a thread, on as many threads as `tokens` are worth.
+// Who runs which is not determined, so a task may depend on nothing but its number.
 template <typename State, typename Run>
 void for_each_task(int64_t count, int64_t tokens, const Run& run) {
   constexpr int64_t TOKENS_WORTH_A_THREAD = 16384;

@@ -11,6 +11,24 @@ namespace {
 
 using namespace fgrl;
 
+// What `gae` and `token_advantages` have in common.
+template <typename T>
+AdvantageArguments<T> recursion_arguments(Inputs& inputs, const Sequences& sequences, const OptionalTensor& rewards,
+                                          const Tensor& values, const OptionalTensor& mask,
+                                          const OptionalTensor& bootstrap, const OptionalTensor& lams, double gamma,
+                                          double lam, Tensor& advantages, Tensor& returns) {
+  const int64_t tokens = values.numel();
+  AdvantageArguments<T> of{};
+  of.rewards = inputs.read<T>(rewards, tokens);
+  of.values = inputs.read<T>(values, tokens);
+  of.bootstrap = inputs.read<T>(bootstrap, sequences.count);
+  of.lams = inputs.read<T>(lams, sequences.count);
+  of.mask = inputs.mask(mask, tokens);
+  of.gamma = gamma, of.lam = lam;
+  of.advantages = data<T>(advantages), of.returns = data<T>(returns);
+  return of;
+}
+
 template <typename T>
 void run_advantages(const AdvantageArguments<T>& arguments, const Sequences& sequences, int64_t tokens) {
   for_each_task<AdvantageScratch<T>>(sequences.count, tokens, [&](AdvantageScratch<T>& scratch, int64_t i) {
@@ -36,17 +54,10 @@ std::tuple<Tensor, Tensor> gae(const Tensor& rewards, const Tensor& values, cons
   with_type(dtype, [&](auto zero) {
     using T = decltype(zero);
     Inputs inputs(dtype);
-    const Sequences sequences = inputs.sequences(rewards, cu_seqlens);
-    const int64_t tokens = rewards.numel();
-    AdvantageArguments<T> of{};
-    of.rewards = inputs.read<T>(rewards, tokens);
-    of.values = inputs.read<T>(values, tokens);
-    of.bootstrap = inputs.read<T>(bootstrap, sequences.count);
-    of.lams = inputs.read<T>(lams, sequences.count);
-    of.mask = inputs.mask(mask, tokens);
-    of.gamma = gamma, of.lam = lam;
-    of.advantages = data<T>(advantages), of.returns = data<T>(returns);
-    run_advantages(of, sequences, tokens);
+    const Sequences sequences = inputs.sequences(values, cu_seqlens);
+    const auto of = recursion_arguments<T>(inputs, sequences, rewards, values, mask, bootstrap, lams, gamma, lam,
+                                           advantages, returns);
+    run_advantages(of, sequences, values.numel());
   });
   return {advantages, returns};
 }
@@ -64,21 +75,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> token_advantages(
     Inputs inputs(dtype);
     const Sequences sequences = inputs.sequences(values, cu_seqlens);
     const int64_t tokens = values.numel();
-    AdvantageArguments<T> of{};
-    of.rewards = inputs.read<T>(token_rewards, tokens);
-    of.values = inputs.read<T>(values, tokens);
+    auto of = recursion_arguments<T>(inputs, sequences, token_rewards, values, mask, bootstrap, lams, gamma, lam,
+                                     advantages, returns);
     of.logprobs = inputs.read<T>(logprobs, tokens);
     of.ref_logprobs = inputs.read<T>(ref_logprobs, tokens);
     of.sequence_rewards = inputs.read<T>(sequence_rewards, sequences.count);
-    of.bootstrap = inputs.read<T>(bootstrap, sequences.count);
-    of.lams = inputs.read<T>(lams, sequences.count);
-    of.mask = inputs.mask(mask, tokens);
     of.reward_scale = static_cast<T>(reward_scale), of.kl_coef = static_cast<T>(kl_coef);
     of.reward_low = static_cast<T>(reward_low), of.reward_high = static_cast<T>(reward_high);
     of.kl_kind = static_cast<int>(kl_estimator % 4);  // a "+" changes no value
-    of.gamma = gamma, of.lam = lam;
     of.shaped = true;
-    of.advantages = data<T>(advantages), of.returns = data<T>(returns), of.kl = data<T>(kl);
+    of.kl = data<T>(kl);
     std::vector<double> parts(static_cast<size_t>(3 * sequences.count));
     of.moments = parts.data();
     run_advantages(of, sequences, tokens);

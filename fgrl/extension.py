@@ -11,15 +11,15 @@ import torch  # noqa: F401  (loads libtorch, which the extension is linked again
 
 
 def interprets_kernels() -> bool:
-    """Whether Triton kernels run in Triton's interpreter, on CPU tensors and in place of C++ (Triton's own switch)."""
-    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+    """Whether Triton kernels run in Triton's interpreter, on CPU tensors and in place of C++: Triton's own switch."""
+    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
 
 
 @cache
 def why_not() -> str | None:
     """Why the C++ ops cannot run, or None when they can. Loads the extension on the first call."""
     if interprets_kernels():
-        return "TRITON_INTERPRET=1 is set, which puts interpreted Triton kernels in its place"
+        return "TRITON_INTERPRET is set, which puts interpreted Triton kernels in its place"
     try:
         import_module("fgrl._C")
     except ModuleNotFoundError:

@@ -1,4 +1,4 @@
-"""Result types and option records shared by `fgrl.ops` and `fgrl.reference`."""
+"""Result types, option records and the dtype rule that ops, kernels and references share."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
+import torch
 from torch import Tensor
 
 Aggregation = Literal["token-mean", "token-sum", "seq-mean-token-sum", "seq-mean-token-mean"]
@@ -112,3 +113,9 @@ class PPOLossConfig:
         ):
             if getattr(self, name) not in options:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(options)}")
+
+
+def compute_dtype(*tensors: Tensor | None) -> torch.dtype:
+    """What an op computes in and returns: fp64 when any of the tensors is fp64, else fp32."""
+    is_double = any(tensor is not None and tensor.dtype == torch.float64 for tensor in tensors)
+    return torch.float64 if is_double else torch.float32

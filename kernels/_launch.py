@@ -25,17 +25,6 @@ class Case(NamedTuple):
     arguments: tuple[Any, ...]
 
 
-def interpreted() -> bool:
-    """Whether kernels run in Triton's interpreter, which walks a scan element by element: blocks are then small."""
-    return bool(triton.knobs.runtime.interpret)
-
-
-def compute_dtype(*tensors: Tensor | None) -> torch.dtype:
-    """What an op computes in and returns: fp64 when any of the tensors is fp64, else fp32."""
-    is_double = any(tensor is not None and tensor.dtype == torch.float64 for tensor in tensors)
-    return torch.float64 if is_double else torch.float32
-
-
 def flags(mask: Tensor | None) -> Tensor | None:
     """A mask flat and contiguous, bool as bytes: where it is not 0, a token is valid."""
     if mask is None:

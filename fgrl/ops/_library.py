@@ -4,8 +4,8 @@ Schemas, fakes and autograd formulas are defined at import by the files of this 
 extension registers the CPU implementations when it is loaded; `launch_with_triton` registers the GPU ones, which are
 imported with Triton on the first call. So `torch.compile` sees every op whole, and nothing is compiled at import.
 
-Scalars that select a formula travel as the position of their name in these tuples, because operators of the stable ABI
-take no strings. csrc/ and kernels/ count in the same order.
+A KL estimator travels as its position in `KL_ESTIMATORS`, a number as the other scalars are; csrc/ counts in the same
+order.
 """
 
 from __future__ import annotations
@@ -19,12 +19,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fgrl.extension import interprets_kernels
-from fgrl.types import Aggregation, KLEstimator
+from fgrl.types import KLEstimator
 
 LIBRARY = torch.library.Library("fgrl", "FRAGMENT")
 
 KL_ESTIMATORS: tuple[str, ...] = get_args(KLEstimator)
-AGGREGATIONS: tuple[str, ...] = get_args(Aggregation)
 
 
 def launch_with_triton(op: str, module: str) -> None:
@@ -40,17 +39,11 @@ def launch_with_triton(op: str, module: str) -> None:
         LIBRARY.impl(op, launch, key)
 
 
-def compute_dtype(*tensors: Tensor | None) -> torch.dtype:
-    """What an op computes in and returns: fp64 when any of the tensors is fp64, else fp32."""
-    is_double = any(tensor is not None and tensor.dtype == torch.float64 for tensor in tensors)
-    return torch.float64 if is_double else torch.float32
-
-
 def differentiate_through(op: str, plain: Callable[..., tuple[Tensor, ...]]) -> None:
     """Give `fgrl::<op>` the derivative of `plain`, the same computation in PyTorch with the same arguments.
 
-    For ops whose outputs are constants of the loss as good as always: the forward pass stays fused, and who does
-    differentiate through it gets the right gradient at the speed of the reference.
+    For ops whose outputs a loss takes as constants: the forward pass is fused all the same, and a caller who does
+    differentiate through them gets the right gradient at the speed of PyTorch.
     """
     schema = getattr(torch.ops.fgrl, op).default._schema
     count = len(schema.arguments)

@@ -9,16 +9,16 @@ from torch import Tensor
 
 from fgrl import backend
 from fgrl.alignment import EditAlignment, Packed, check_bounds, pack
+from fgrl.ops._library import LIBRARY
 
 _CPU = torch.device("cpu")
-_LIBRARY = torch.library.Library("fgrl", "FRAGMENT")
-_LIBRARY.define(
+LIBRARY.define(
     "align_edits(Tensor original, Tensor original_cu_seqlens, Tensor edited, Tensor edited_cu_seqlens, "
     "int num_threads, int algorithm=0, int cpu=0) -> (Tensor distance, Tensor original_ops, Tensor edited_ops)"
 )
 
 
-@torch.library.register_fake("fgrl::align_edits", lib=_LIBRARY)
+@torch.library.register_fake("fgrl::align_edits", lib=LIBRARY)
 def _align_edits_fake(
     original: Tensor,
     original_cu_seqlens: Tensor,

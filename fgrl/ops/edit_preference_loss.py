@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
-import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from fgrl import backend
 from fgrl.ops import _checks
-from fgrl.ops._library import LIBRARY, compute_dtype, launch_with_triton
 from fgrl.types import EditPreferenceLoss
-
-LIBRARY.define(
-    "edit_preference_loss(Tensor chosen_rewards, Tensor rejected_rewards, Tensor chosen_edits, Tensor rejected_edits, "
-    "Tensor? chosen_mask, Tensor? rejected_mask, bool mean, float unchanged_weight, float margin, bool with_gradient) "
-    "-> (Tensor loss, Tensor margins, Tensor grad_chosen, Tensor grad_rejected)"
-)
-launch_with_triton("edit_preference_loss", "edit_preference_loss")
 
 
 def edit_preference_loss(
@@ -83,58 +73,15 @@ def edit_preference_loss(
     _checks.check_finite("unchanged_weight", unchanged_weight)
     if unchanged_weight < 0:
         raise ValueError(f"unchanged_weight is {unchanged_weight}; it must be at least 0")
-    if backend.resolve("edit_preference_loss", chosen_rewards.device) == "reference":
-        run = backend.reference("edit_preference_loss", chosen_rewards.device)
-        return run(
-            chosen_rewards,
-            rejected_rewards,
-            chosen_edits,
-            rejected_edits,
-            chosen_mask=chosen_mask,
-            rejected_mask=rejected_mask,
-            reduction=reduction,
-            unchanged_weight=unchanged_weight,
-            margin=margin,
-        )
-    loss, margins, *_ = torch.ops.fgrl.edit_preference_loss(
+    run = backend.only_reference("edit_preference_loss", chosen_rewards.device)
+    return run(
         chosen_rewards,
         rejected_rewards,
         chosen_edits,
         rejected_edits,
-        chosen_mask,
-        rejected_mask,
-        reduction == "mean",
-        float(unchanged_weight),
-        float(margin),
-        torch.is_grad_enabled() and (chosen_rewards.requires_grad or rejected_rewards.requires_grad),
+        chosen_mask=chosen_mask,
+        rejected_mask=rejected_mask,
+        reduction=reduction,
+        unchanged_weight=unchanged_weight,
+        margin=margin,
     )
-    return EditPreferenceLoss(loss, margins.detach())
-
-
-@torch.library.register_fake("fgrl::edit_preference_loss", lib=LIBRARY)
-def _edit_preference_loss_fake(
-    chosen_rewards: Tensor, rejected_rewards: Tensor, *options: Any
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    dtype, with_gradient = compute_dtype(chosen_rewards, rejected_rewards), options[-1]
-    return (
-        chosen_rewards.new_empty((), dtype=dtype),
-        chosen_rewards.new_empty(chosen_rewards.shape[0], dtype=dtype),
-        chosen_rewards.new_empty(chosen_rewards.shape if with_gradient else (0,), dtype=dtype),
-        rejected_rewards.new_empty(rejected_rewards.shape if with_gradient else (0,), dtype=dtype),
-    )
-
-
-def _keep_gradients(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.save_for_backward(*output[2:])
-    ctx.dtypes, ctx.arguments = [tensor.dtype for tensor in inputs[:2]], len(inputs)
-
-
-@once_differentiable
-def _edit_preference_loss_backward(ctx: Any, grad_loss: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-    slopes = [(slope * grad_loss).to(dtype) for slope, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)]
-    return (*slopes, *[None] * (ctx.arguments - len(slopes)))
-
-
-torch.library.register_autograd(
-    "fgrl::edit_preference_loss", _edit_preference_loss_backward, setup_context=_keep_gradients, lib=LIBRARY
-)

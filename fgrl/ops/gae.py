@@ -9,8 +9,8 @@ from torch import Tensor
 
 from fgrl import backend
 from fgrl.ops import _checks
-from fgrl.ops._library import LIBRARY, compute_dtype, differentiate_through, launch_with_triton
-from fgrl.types import GAE
+from fgrl.ops._library import LIBRARY, differentiate_through, launch_with_triton
+from fgrl.types import GAE, compute_dtype
 
 LIBRARY.define(
     "gae(Tensor rewards, Tensor values, Tensor? mask, Tensor? bootstrap, Tensor? lams, Tensor? cu_seqlens, "
@@ -63,12 +63,11 @@ def gae(
     _checks.check_unit_interval("gamma", gamma)
     _checks.check_lam(lam, batch, "rewards", rewards)
     _checks.check_per_sequence("bootstrap", bootstrap, batch, "rewards", rewards)
-    gamma, lam = float(gamma), lam if isinstance(lam, Tensor) else float(lam)
+    lams, lam = (lam, 1.0) if isinstance(lam, Tensor) else (None, float(lam))
+    arguments = (rewards, values, mask, bootstrap, lams, cu_seqlens, float(gamma), lam)
     if backend.resolve("gae", rewards.device) == "reference":
-        run = backend.reference("gae", rewards.device)
-        return run(rewards, values, mask, gamma=gamma, lam=lam, bootstrap=bootstrap, cu_seqlens=cu_seqlens)
-    lams, lam = (lam, 1.0) if isinstance(lam, Tensor) else (None, lam)
-    return GAE(*torch.ops.fgrl.gae(rewards, values, mask, bootstrap, lams, cu_seqlens, gamma, lam))
+        return _plain_gae(*arguments)
+    return GAE(*torch.ops.fgrl.gae(*arguments))
 
 
 @torch.library.register_fake("fgrl::gae", lib=LIBRARY)

@@ -49,7 +49,7 @@ def linear_logprobs(
         tensor([-2.0794, -2.0794])
     """
     check_linear_inputs(hidden, weight, targets, bias, temperature, softcap, mask)
-    run = backend.reference("linear_logprobs", hidden.device)
+    run = backend.only_reference("linear_logprobs", hidden.device)
     return run(
         hidden,
         weight,

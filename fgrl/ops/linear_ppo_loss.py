@@ -76,7 +76,7 @@ def linear_ppo_loss(
     _checks.check_normalizer(normalizer)
     if config.kl_coef and ref_logprobs is None:
         raise ValueError(f"ref_logprobs is None; config.kl_coef {config.kl_coef} needs it")
-    run = backend.reference("linear_ppo_loss", hidden.device)
+    run = backend.only_reference("linear_ppo_loss", hidden.device)
     return run(
         hidden,
         weight,

@@ -2,39 +2,11 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any
-
-import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from fgrl import backend
 from fgrl.ops import _checks
-from fgrl.ops._library import AGGREGATIONS, KL_ESTIMATORS, LIBRARY, compute_dtype, launch_with_triton
 from fgrl.types import PPOLoss, PPOLossConfig
-
-STATS = (
-    "policy_loss",
-    "kl",
-    "entropy",
-    "clip_fraction",
-    "clip_fraction_lower",
-    "approx_kl",
-    "ratio_mean",
-    "ratio_max",
-    "tokens",
-)
-# The gradients are those of the loss before its last division; `scale` is the inverse of that denominator, which for a
-# local count is known only when all tokens have been read.
-LIBRARY.define(
-    "ppo_loss(Tensor logprobs, Tensor? old_logprobs, Tensor advantages, Tensor? mask, Tensor? ref_logprobs, "
-    "Tensor? entropy, Tensor? rollout_logprobs, Tensor? normalizer, Tensor? cu_seqlens, float clip_low, "
-    "float clip_high, float dual_clip, float kl_coef, int kl_estimator, float entropy_coef, float importance_cap, "
-    "int aggregation, float denominator, bool with_gradient) "
-    "-> (Tensor loss, Tensor stats, Tensor grad_logprobs, Tensor grad_entropy, Tensor scale)"
-)
-launch_with_triton("ppo_loss", "ppo_loss")
 
 
 def ppo_loss(
@@ -104,90 +76,16 @@ def ppo_loss(
         raise ValueError(f"ref_logprobs is None; config.kl_coef {config.kl_coef} needs it")
     if config.entropy_coef and entropy is None:
         raise ValueError(f"entropy is None; config.entropy_coef {config.entropy_coef} needs it")
-    if backend.resolve("ppo_loss", logprobs.device) == "reference":
-        run = backend.reference("ppo_loss", logprobs.device)
-        return run(
-            logprobs,
-            old_logprobs,
-            advantages,
-            mask,
-            ref_logprobs=ref_logprobs,
-            entropy=entropy,
-            rollout_logprobs=rollout_logprobs,
-            normalizer=normalizer,
-            cu_seqlens=cu_seqlens,
-            config=config,
-        )
-    differentiable = logprobs.requires_grad or (entropy is not None and entropy.requires_grad)
-    loss, stats, *_ = torch.ops.fgrl.ppo_loss(
+    run = backend.only_reference("ppo_loss", logprobs.device)
+    return run(
         logprobs,
         old_logprobs,
         advantages,
         mask,
-        ref_logprobs,
-        entropy,
-        rollout_logprobs,
-        normalizer if isinstance(normalizer, Tensor) else None,
-        cu_seqlens,
-        config.clip_low,
-        config.clip_high,
-        math.inf if config.dual_clip is None else config.dual_clip,
-        config.kl_coef,
-        KL_ESTIMATORS.index(config.kl_estimator),
-        config.entropy_coef,
-        math.inf if config.importance_cap is None else config.importance_cap,
-        AGGREGATIONS.index(config.aggregation),
-        0.0 if normalizer is None or isinstance(normalizer, Tensor) else float(normalizer),
-        torch.is_grad_enabled() and differentiable,
+        ref_logprobs=ref_logprobs,
+        entropy=entropy,
+        rollout_logprobs=rollout_logprobs,
+        normalizer=normalizer,
+        cu_seqlens=cu_seqlens,
+        config=config,
     )
-    return PPOLoss(loss, dict(zip(STATS, stats.detach().unbind(), strict=True)))
-
-
-@torch.library.register_fake("fgrl::ppo_loss", lib=LIBRARY)
-def _ppo_loss_fake(
-    logprobs: Tensor,
-    old_logprobs: Tensor | None,
-    advantages: Tensor,
-    mask: Tensor | None,
-    ref_logprobs: Tensor | None,
-    entropy: Tensor | None,
-    rollout_logprobs: Tensor | None,
-    *options: Any,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    *_, entropy_coef, _, _, _, with_gradient = options
-    dtype = compute_dtype(logprobs, old_logprobs, advantages, ref_logprobs, entropy, rollout_logprobs)
-    has_entropy = with_gradient and entropy is not None and entropy_coef != 0
-
-    def empty(*shape: int) -> Tensor:
-        return logprobs.new_empty(shape, dtype=dtype)
-
-    return (
-        empty(),
-        empty(len(STATS)),
-        empty(*logprobs.shape) if with_gradient else empty(0),
-        empty(*logprobs.shape) if has_entropy else empty(0),
-        empty(),
-    )
-
-
-def _keep_gradients(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    logprobs, _, _, _, _, entropy, *_ = inputs
-    _, _, grad_logprobs, grad_entropy, scale = output
-    ctx.save_for_backward(grad_logprobs, grad_entropy, scale)
-    ctx.dtypes = logprobs.dtype, None if entropy is None else entropy.dtype
-    ctx.arguments = len(inputs)
-
-
-@once_differentiable
-def _ppo_loss_backward(ctx: Any, grad_loss: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-    grad_logprobs, grad_entropy, scale = ctx.saved_tensors
-    logprobs_dtype, entropy_dtype = ctx.dtypes
-    slopes: list[Tensor | None] = [None] * ctx.arguments
-    factor = grad_loss * scale
-    slopes[0] = (grad_logprobs * factor).to(logprobs_dtype)
-    if grad_entropy.numel():
-        slopes[5] = (grad_entropy * factor).to(entropy_dtype)
-    return tuple(slopes)
-
-
-torch.library.register_autograd("fgrl::ppo_loss", _ppo_loss_backward, setup_context=_keep_gradients, lib=LIBRARY)

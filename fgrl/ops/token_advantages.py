@@ -11,8 +11,8 @@ from torch import Tensor
 
 from fgrl import backend
 from fgrl.ops import _checks
-from fgrl.ops._library import KL_ESTIMATORS, LIBRARY, compute_dtype, differentiate_through, launch_with_triton
-from fgrl.types import KLEstimator, TokenAdvantages
+from fgrl.ops._library import KL_ESTIMATORS, LIBRARY, differentiate_through, launch_with_triton
+from fgrl.types import KLEstimator, TokenAdvantages, compute_dtype
 
 LIBRARY.define(
     "token_advantages(Tensor? token_rewards, Tensor values, Tensor? logprobs, Tensor? ref_logprobs, Tensor? mask, "
@@ -94,49 +94,31 @@ def token_advantages(
     _checks.check_unit_interval("gamma", gamma)
     _checks.check_lam(lam, batch, "values", values)
     _checks.check_per_sequence("bootstrap", bootstrap, batch, "values", values)
-    gamma, lam = float(gamma), lam if isinstance(lam, Tensor) else float(lam)
-    if backend.resolve("token_advantages", values.device) == "reference":
-        run = backend.reference("token_advantages", values.device)
-        return run(
-            token_rewards,
-            values,
-            logprobs,
-            ref_logprobs,
-            mask,
-            sequence_rewards=sequence_rewards,
-            reward_scale=reward_scale,
-            reward_clip=reward_clip,
-            kl_coef=kl_coef,
-            kl_estimator=kl_estimator,
-            gamma=gamma,
-            lam=lam,
-            bootstrap=bootstrap,
-            cu_seqlens=cu_seqlens,
-        )
     if reward_clip is None:
         reward_clip = math.inf
     low, high = reward_clip if isinstance(reward_clip, Sequence) else (-reward_clip, reward_clip)
-    lams, lam = (lam, 1.0) if isinstance(lam, Tensor) else (None, lam)
-    return TokenAdvantages(
-        *torch.ops.fgrl.token_advantages(
-            token_rewards,
-            values,
-            logprobs,
-            ref_logprobs,
-            mask,
-            sequence_rewards,
-            bootstrap,
-            lams,
-            cu_seqlens,
-            float(reward_scale),
-            float(low),
-            float(high),
-            float(kl_coef),
-            KL_ESTIMATORS.index(kl_estimator),
-            gamma,
-            lam,
-        )
+    lams, lam = (lam, 1.0) if isinstance(lam, Tensor) else (None, float(lam))
+    arguments = (
+        token_rewards,
+        values,
+        logprobs,
+        ref_logprobs,
+        mask,
+        sequence_rewards,
+        bootstrap,
+        lams,
+        cu_seqlens,
+        float(reward_scale),
+        float(low),
+        float(high),
+        float(kl_coef),
+        KL_ESTIMATORS.index(kl_estimator),
+        float(gamma),
+        lam,
     )
+    if backend.resolve("token_advantages", values.device) == "reference":
+        return _plain_token_advantages(*arguments)
+    return TokenAdvantages(*torch.ops.fgrl.token_advantages(*arguments))
 
 
 def _check_reward_clip(reward_clip: float | Sequence[float] | None) -> None:

@@ -2,27 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from fgrl import backend
 from fgrl.ops import _checks
-from fgrl.ops._library import LIBRARY, compute_dtype, launch_with_triton
-
-LIBRARY.define(
-    "token_reward_head(Tensor hidden, Tensor weight, Tensor? bias, Tensor? norm_weight, float norm_eps) "
-    "-> (Tensor rewards, Tensor rstd)"
-)
-LIBRARY.define(
-    "token_reward_head_backward(Tensor grad_rewards, Tensor hidden, Tensor weight, Tensor? norm_weight, Tensor rstd, "
-    "bool needs_hidden, bool needs_weight, bool needs_norm) "
-    "-> (Tensor grad_hidden, Tensor grad_weight, Tensor grad_bias, Tensor grad_norm_weight)"
-)
-launch_with_triton("token_reward_head", "token_reward_head")
-launch_with_triton("token_reward_head_backward", "token_reward_head")
 
 
 def token_reward_head(
@@ -75,66 +58,5 @@ def token_reward_head(
         _checks.check_shape("norm_weight", norm_weight, (width,), "hidden's last dimension")
         _checks.check_device("norm_weight", norm_weight, "hidden", hidden)
     _checks.check_positive("norm_eps", norm_eps)
-    if backend.resolve("token_reward_head", hidden.device) == "reference":
-        run = backend.reference("token_reward_head", hidden.device)
-        return run(hidden, weight, bias, norm_weight=norm_weight, norm_eps=norm_eps)
-    rows = hidden.reshape(-1, width)  # a view, unless leading dimensions cannot be merged
-    heads = weight[None] if weight.ndim == 1 else weight  # [K, D]
-    biases = bias if bias is None else bias.reshape(-1)  # [K]
-    rewards, _ = torch.ops.fgrl.token_reward_head(rows, heads, biases, norm_weight, float(norm_eps))
-    return rewards.reshape(*hidden.shape[:-1], *weight.shape[:-1])
-
-
-@torch.library.register_fake("fgrl::token_reward_head", lib=LIBRARY)
-def _head_fake(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, norm_weight: Tensor | None, norm_eps: float
-) -> tuple[Tensor, Tensor]:
-    dtype, rows = compute_dtype(hidden, weight, bias, norm_weight), hidden.shape[0]
-    return (
-        hidden.new_empty((rows, weight.shape[0]), dtype=dtype),
-        hidden.new_empty(0 if norm_weight is None else rows, dtype=dtype),
-    )
-
-
-@torch.library.register_fake("fgrl::token_reward_head_backward", lib=LIBRARY)
-def _head_backward_fake(
-    grad_rewards: Tensor,
-    hidden: Tensor,
-    weight: Tensor,
-    norm_weight: Tensor | None,
-    rstd: Tensor,
-    needs_hidden: bool,
-    needs_weight: bool,
-    needs_norm: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return (
-        hidden.new_empty(hidden.shape if needs_hidden else (0,)),
-        grad_rewards.new_empty(weight.shape if needs_weight else (0,)),
-        grad_rewards.new_empty(weight.shape[0]),
-        grad_rewards.new_empty(weight.shape[1] if needs_norm else 0),
-    )
-
-
-def _keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    hidden, weight, bias, norm_weight, _ = inputs
-    ctx.save_for_backward(hidden, weight, norm_weight, output[1])
-    ctx.bias_dtype = None if bias is None else bias.dtype
-
-
-@once_differentiable
-def _head_backward(ctx: Any, grad_rewards: Tensor, _: Any) -> tuple[Tensor | None, ...]:
-    hidden, weight, norm_weight, rstd = ctx.saved_tensors
-    needs_hidden, needs_weight, needs_bias, needs_norm, _ = ctx.needs_input_grad
-    grad_hidden, grad_weight, grad_bias, grad_norm = torch.ops.fgrl.token_reward_head_backward(
-        grad_rewards, hidden, weight, norm_weight, rstd, needs_hidden, needs_weight, needs_norm
-    )
-    return (
-        grad_hidden if needs_hidden else None,
-        grad_weight.to(weight.dtype) if needs_weight else None,
-        grad_bias.to(ctx.bias_dtype) if needs_bias else None,
-        grad_norm.to(norm_weight.dtype) if needs_norm else None,
-        None,
-    )
-
-
-torch.library.register_autograd("fgrl::token_reward_head", _head_backward, setup_context=_keep_inputs, lib=LIBRARY)
+    run = backend.only_reference("token_reward_head", hidden.device)
+    return run(hidden, weight, bias, norm_weight=norm_weight, norm_eps=norm_eps)

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from fgrl import backend
 from fgrl.ops import _checks
-from fgrl.ops._library import LIBRARY, compute_dtype, differentiate_through, launch_with_triton
+from fgrl.ops._library import LIBRARY, differentiate_through, launch_with_triton
+from fgrl.types import compute_dtype
 
 LIBRARY.define("moments(Tensor advantages, Tensor? mask) -> Tensor")
 LIBRARY.define("whiten_tokens(Tensor advantages, Tensor? mask, Tensor moments) -> Tensor")
@@ -74,9 +75,7 @@ def _whiten_tokens_fake(advantages: Tensor, mask: Tensor | None, moments: Tensor
 
 
 def _plain_moments(advantages: Tensor, mask: Tensor | None) -> tuple[Tensor]:
-    valid = torch.ones_like(advantages, dtype=torch.bool) if mask is None else mask != 0
-    selected = torch.where(valid, advantages.double(), 0.0)
-    return (torch.stack([valid.sum().double(), selected.sum(), selected.square().sum()]),)
+    return (backend.reference("advantage_moments", advantages.device)(advantages, mask),)
 
 
 def _plain_whiten_tokens(advantages: Tensor, mask: Tensor | None, moments: Tensor) -> tuple[Tensor]:

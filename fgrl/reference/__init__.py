@@ -11,12 +11,13 @@ from fgrl.reference.gae import gae
 from fgrl.reference.linear_logprobs import linear_logprobs
 from fgrl.reference.linear_ppo_loss import linear_ppo_loss
 from fgrl.reference.ppo_loss import ppo_loss
-from fgrl.reference.token_advantages import token_advantages
+from fgrl.reference.token_advantages import advantage_moments, token_advantages
 from fgrl.reference.token_reward_head import token_reward_head
 from fgrl.reference.value_loss import value_loss
 from fgrl.reference.whiten import whiten
 
 __all__ = [
+    "advantage_moments",
     "align_edits",
     "edit_preference_loss",
     "gae",

@@ -1,15 +1,9 @@
-"""What several references share: the dtype of the computation, masked selection, and packed rows."""
+"""What several references share: masked selection, and packed rows."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-
-
-def compute_dtype(*tensors: Tensor | None) -> torch.dtype:
-    """fp64 when any of the tensors is fp64, else fp32."""
-    is_double = any(tensor is not None and tensor.dtype == torch.float64 for tensor in tensors)
-    return torch.float64 if is_double else torch.float32
 
 
 def as_mask(mask: Tensor | None, like: Tensor) -> Tensor:

@@ -7,8 +7,8 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor
 
-from fgrl.reference._common import as_mask, compute_dtype, select
-from fgrl.types import EditPreferenceLoss
+from fgrl.reference._common import as_mask, select
+from fgrl.types import EditPreferenceLoss, compute_dtype
 
 
 def edit_preference_loss(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fgrl.reference._common import Rows, as_mask, compute_dtype, select
-from fgrl.types import GAE
+from fgrl.reference._common import Rows, as_mask, select
+from fgrl.types import GAE, compute_dtype
 
 
 def gae(

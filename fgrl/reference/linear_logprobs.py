@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fgrl.reference._common import as_mask, compute_dtype
+from fgrl.reference._common import as_mask
+from fgrl.types import compute_dtype
 
 
 def linear_logprobs(

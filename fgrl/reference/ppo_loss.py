@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fgrl.reference._common import Rows, as_mask, compute_dtype, select
-from fgrl.types import Aggregation, KLEstimator, PPOLoss, PPOLossConfig
+from fgrl.reference._common import Rows, as_mask, select
+from fgrl.types import Aggregation, KLEstimator, PPOLoss, PPOLossConfig, compute_dtype
 
 _LOG_RATIO_BOUND = 20.0
 

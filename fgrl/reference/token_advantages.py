@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fgrl.reference._common import Rows, as_mask, compute_dtype, select
+from fgrl.reference._common import Rows, as_mask, select
 from fgrl.reference.gae import gae
 from fgrl.reference.ppo_loss import kl_value
-from fgrl.types import KLEstimator, TokenAdvantages
+from fgrl.types import KLEstimator, TokenAdvantages, compute_dtype
 
 
 def token_advantages(
@@ -60,10 +60,11 @@ def token_advantages(
     return TokenAdvantages(advantages, returns, kl, advantage_moments(advantages, valid))
 
 
-def advantage_moments(advantages: Tensor, mask: Tensor) -> Tensor:
-    """float64 `[3]`: count, sum and sum of squares of the advantages under a bool mask."""
-    selected = select(advantages, mask, torch.float64)
-    return torch.stack([mask.sum().to(torch.float64), selected.sum(), selected.square().sum()])
+def advantage_moments(advantages: Tensor, mask: Tensor | None) -> Tensor:
+    """float64 `[3]`: count, sum and sum of squares of the valid advantages."""
+    valid = as_mask(mask, advantages)
+    selected = select(advantages, valid, torch.float64)
+    return torch.stack([valid.sum().to(torch.float64), selected.sum(), selected.square().sum()])
 
 
 def _last_valid(masks: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fgrl.reference._common import compute_dtype
+from fgrl.types import compute_dtype
 
 
 def token_reward_head(

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fgrl.reference._common import as_mask, compute_dtype, select
+from fgrl.reference._common import as_mask, select
 from fgrl.reference.ppo_loss import aggregate_tokens
-from fgrl.types import Aggregation, ValueLoss
+from fgrl.types import Aggregation, ValueLoss, compute_dtype
 
 
 def value_loss(

@@ -6,8 +6,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from fgrl.reference._common import as_mask, compute_dtype, select
+from fgrl.reference._common import as_mask, select
 from fgrl.reference.token_advantages import advantage_moments
+from fgrl.types import compute_dtype
 
 _VARIANCE_FLOOR = 1e-8
 

@@ -1,4 +1,4 @@
-"""The alignment headers without torch, under the compiler's sanitizers."""
+"""The headers of csrc without torch, under the compiler's sanitizers."""
 
 from __future__ import annotations
 
@@ -13,25 +13,24 @@ HERE = Path(__file__).parent
 COMPILER = os.environ.get("CXX") or shutil.which("c++")
 
 
-def build(folder: Path, *flags: str) -> Path:
-    """The fuzz driver with its own `main`, compiled with `flags`."""
+def build(folder: Path, source: str, *flags: str) -> Path:
+    """A driver of this folder with its own `main`, compiled with `flags`."""
     if COMPILER is None:
         pytest.skip("no C++ compiler")
-    target = folder / "align_edits"
+    target = folder / "driver"
     command = [COMPILER, "-std=c++20", "-O1", "-g", "-Wall", "-Wextra", "-Werror", *flags]
-    source = str(HERE / "align_edits_fuzz.cpp")
     probe = subprocess.run(
         [COMPILER, *flags, "-x", "c++", "-", "-o", str(target)], input="int main() {}", text=True, check=False
     )
     if probe.returncode != 0:
         pytest.skip(f"the compiler has no {flags[0]}")
-    subprocess.run([*command, source, "-o", str(target), "-pthread"], check=True)
+    subprocess.run([*command, str(HERE / source), "-o", str(target), "-pthread"], check=True)
     return target
 
 
 @pytest.mark.slow
 def test_every_path_agrees_under_address_and_undefined_sanitizers(tmp_path: Path) -> None:
-    driver = build(tmp_path, "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+    driver = build(tmp_path, "align_edits_fuzz.cpp", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
     corpus = sorted(str(path) for path in (HERE / "corpus").iterdir())
     environment = {**os.environ, "FUZZ_SECONDS": "5"}
     result = subprocess.run([driver, *corpus], env=environment, capture_output=True, text=True, check=False)
@@ -40,8 +39,16 @@ def test_every_path_agrees_under_address_and_undefined_sanitizers(tmp_path: Path
 
 
 @pytest.mark.slow
+def test_every_instruction_set_computes_the_advantages(tmp_path: Path) -> None:
+    driver = build(tmp_path, "advantages_check.cpp", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+    result = subprocess.run([driver], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "every instruction set agrees with the definition" in result.stdout
+
+
+@pytest.mark.slow
 def test_threads_under_the_thread_sanitizer(tmp_path: Path) -> None:
-    driver = build(tmp_path, "-fsanitize=thread")
+    driver = build(tmp_path, "align_edits_fuzz.cpp", "-fsanitize=thread")
     environment = {**os.environ, "FUZZ_THREADS": "4"}
     result = subprocess.run([driver], env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr

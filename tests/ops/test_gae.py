@@ -22,6 +22,8 @@ from numerics import (
 
 import fgrl
 
+pytestmark = pytest.mark.usefixtures("each_backend")
+
 
 def draw(shape: tuple[int, int], dtype: torch.dtype = torch.float64) -> dict[str, torch.Tensor]:
     return {

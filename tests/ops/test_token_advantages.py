@@ -23,6 +23,8 @@ from numerics import (
 
 import fgrl
 
+pytestmark = pytest.mark.usefixtures("each_backend")
+
 TOKEN_INPUTS = ("token_rewards", "values", "logprobs", "ref_logprobs")
 ESTIMATORS = ("k1", "k2", "k3", "abs", "k1+", "k2+", "k3+", "abs+")
 

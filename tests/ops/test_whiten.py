@@ -13,6 +13,8 @@ from numerics import MASKS, POISONS, SHAPES, gradients, make_mask, poisoned
 
 import fgrl
 
+pytestmark = pytest.mark.usefixtures("each_backend")
+
 
 def moments(advantages: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     valid = (advantages if mask is None else advantages[mask]).double()

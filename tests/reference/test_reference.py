@@ -89,3 +89,10 @@ def test_float64_stays_float64_and_all_else_is_fp32(op: str) -> None:
         for index, result in enumerate(tensors(cast(given))):
             is_moments = op == "token_advantages" and index == 3
             assert result.dtype == (torch.float64 if is_moments else computed), (given, index)
+
+
+@pytest.mark.parametrize("op", calls())
+def test_an_op_without_the_backend_demanded_raises(op: str) -> None:
+    positional, named = calls()[op]
+    with fgrl.use_backend("triton"), pytest.raises(RuntimeError, match=rf"{op} cannot run on the requested backend"):
+        getattr(fgrl.ops, op)(*positional, **named)

@@ -10,7 +10,7 @@ order.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any, get_args
 
@@ -88,6 +88,39 @@ def differentiate_through(op: str, plain: Callable[..., tuple[Tensor, ...]]) -> 
         result: list[Tensor | None] = [None] * len(inputs)
         for place, slope in zip(_differentiable(inputs), found, strict=True):
             result[place] = slope
+        return tuple(result)
+
+    torch.library.register_autograd(f"fgrl::{op}", formula, setup_context=setup_context, lib=LIBRARY)
+
+
+def differentiate_with_outputs(op: str, gradients: Mapping[str, str], scale: str) -> None:
+    """Give `fgrl::<op>`, a loss, the gradients it computed along with it: its backward pass is one multiplication each.
+
+    Args:
+        op: its first output is the loss, 0-d, and the only one with a gradient.
+        gradients: from the name of an input to that of the output which is the loss's gradient by it, up to `scale`.
+        scale: name of the output, 0-d, by which all of these have yet to be multiplied: denominators that are not
+            known before the last token has been read.
+    """
+    schema = getattr(torch.ops.fgrl, op).default._schema
+    inputs_at = {argument.name: place for place, argument in enumerate(schema.arguments)}
+    outputs_at = {output.name: place for place, output in enumerate(schema.returns)}
+    places = {inputs_at[name]: outputs_at[output] for name, output in gradients.items()}
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)
+        ctx.inputs = len(inputs)
+        ctx.save_for_backward(output[outputs_at[scale]], *(output[place] for place in places.values()))
+
+    @once_differentiable
+    def formula(ctx: Any, slope: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+        result: list[Tensor | None] = [None] * ctx.inputs
+        if slope is not None:
+            scale, *found = ctx.saved_tensors
+            for place, gradient in zip(places, found, strict=True):
+                if ctx.needs_input_grad[place]:
+                    result[place] = gradient * (slope * scale)
         return tuple(result)
 
     torch.library.register_autograd(f"fgrl::{op}", formula, setup_context=setup_context, lib=LIBRARY)

@@ -27,7 +27,7 @@ _IMPLEMENTATIONS: dict[str, tuple[str, ...]] = {
     "edit_preference_loss": (),
     "gae": ("cpp",),
     "token_advantages": ("cpp",),
-    "whiten": ("triton",),
+    "whiten": ("cpp", "triton"),
     "ppo_loss": (),
     "value_loss": (),
     "linear_logprobs": (),

@@ -39,8 +39,9 @@ def test_every_path_agrees_under_address_and_undefined_sanitizers(tmp_path: Path
 
 
 @pytest.mark.slow
-def test_every_instruction_set_computes_the_advantages(tmp_path: Path) -> None:
-    driver = build(tmp_path, "advantages_check.cpp", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+@pytest.mark.parametrize("source", ["advantages_check.cpp", "whiten_check.cpp"])
+def test_every_instruction_set_agrees_with_the_definition(source: str, tmp_path: Path) -> None:
+    driver = build(tmp_path, source, "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
     result = subprocess.run([driver], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "every instruction set agrees with the definition" in result.stdout

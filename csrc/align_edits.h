@@ -39,23 +39,32 @@ class Aligner {
  public:
   explicit Aligner(Path path) : cpu_(usable_cpu(path.cpu)), path_(path), small_(cpu_), bit_parallel_(cpu_) {}
 
-  // Aligns one pair; the labels must be KEEP on entry. Returns the distance.
-  int64_t align(Core<Token> a, Core<Token> b, Labels labels) {
+  // Aligns one pair by the time `finish` returns; the labels must be KEEP on entry.
+  void add(Core<Token> a, Core<Token> b, Labels labels, int64_t* distance) {
     const int64_t shorter = std::min(a.size, b.size);
     const int64_t suffix = equal_suffix(a.tokens + a.size, b.tokens + b.size, shorter);
-    if (suffix == a.size && suffix == b.size) return 0;
+    if (suffix == a.size && suffix == b.size) {
+      *distance = 0;
+      return;
+    }
     const int64_t prefix = equal_prefix(a.tokens, b.tokens, shorter - suffix);
     a = {a.tokens + prefix, a.size - prefix - suffix};
     b = {b.tokens + prefix, b.size - prefix - suffix};
     labels = {labels.original + prefix, labels.edited + prefix};
     if (a.size == 0 || b.size == 0) {
-      return trace_back(a, b, prefix, labels, [](int64_t, int64_t) { return 0u; });  // never asked
+      *distance = trace_back(a, b, prefix, labels, [](int64_t, int64_t) { return 0u; });  // never asked
+      return;
     }
     const int64_t worth = wavefront_worth(a.size, b.size);
-    if (wavefront_.search(a, b, worth + worth / 2, worth)) return wavefront_.align(a, b, prefix, labels);
-    if (path_.algorithm != Algorithm::BIT_PARALLEL && small_.accept(a, b)) return small_.align(a, b, prefix, labels);
-    return bit_parallel_.align(a, b, prefix, labels);
+    if (wavefront_.search(a, b, worth + worth / 2, worth)) {
+      *distance = wavefront_.align(a, b, prefix, labels);
+    } else if (path_.algorithm == Algorithm::BIT_PARALLEL || !small_.add(a, b, prefix, labels, distance)) {
+      *distance = bit_parallel_.align(a, b, prefix, labels);
+    }
   }
+
+  // Aligns the pairs that were put aside.
+  void finish() { small_.finish(); }
 
  private:
   // The distance up to which the wavefront is worth its while: where its measured cost, 2 ns for each of d^2 cells, reaches that
@@ -77,7 +86,7 @@ class Aligner {
   Cpu cpu_;
   Path path_;
   Wavefront wavefront_;
-  Small small_;
+  Small<Token> small_;
   BitParallel<Token> bit_parallel_;
 };
 
@@ -105,8 +114,9 @@ void align_batch(Packed<Token> original, Packed<Token> edited, int64_t batch, in
       const Labels labels{original_ops + original.cu_seqlens[pair], edited_ops + edited.cu_seqlens[pair]};
       std::fill_n(labels.original, a.size, KEEP);
       std::fill_n(labels.edited, b.size, KEEP);
-      distance[pair] = aligner.align(a, b, labels);
+      aligner.add(a, b, labels, distance + pair);
     }
+    aligner.finish();
   });
 }
 

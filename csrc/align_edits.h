@@ -37,22 +37,23 @@ struct Path {
 template <typename Token>
 class Aligner {
  public:
-  explicit Aligner(Path path) : cpu_(usable_cpu(path.cpu)), path_(path), small_(cpu_), bit_parallel_(cpu_) {}
+  explicit Aligner(Path path)
+      : cpu_(usable_cpu(path.cpu)), path_(path), equal_run_(cpu_), wavefront_(equal_run_), small_(cpu_), bit_parallel_(cpu_) {}
 
   // Aligns one pair by the time `finish` returns; the labels must be KEEP on entry.
   void add(Core<Token> a, Core<Token> b, Labels labels, int64_t* distance) {
     const int64_t shorter = std::min(a.size, b.size);
-    const int64_t suffix = equal_suffix(a.tokens + a.size, b.tokens + b.size, shorter);
+    const int64_t suffix = equal_run_.suffix(a.tokens + a.size, b.tokens + b.size, shorter);
     if (suffix == a.size && suffix == b.size) {
       *distance = 0;
       return;
     }
-    const int64_t prefix = equal_prefix(a.tokens, b.tokens, shorter - suffix);
+    const int64_t prefix = equal_run_.prefix(a.tokens, b.tokens, shorter - suffix);
     a = {a.tokens + prefix, a.size - prefix - suffix};
     b = {b.tokens + prefix, b.size - prefix - suffix};
     labels = {labels.original + prefix, labels.edited + prefix};
     if (a.size == 0 || b.size == 0) {
-      *distance = trace_back(a, b, prefix, labels, [](int64_t, int64_t) { return 0u; });  // never asked
+      *distance = trace_back(equal_run_, a, b, prefix, labels, [](int64_t, int64_t) { return 0u; });  // never asked
       return;
     }
     const int64_t worth = wavefront_worth(a.size, b.size);
@@ -85,6 +86,7 @@ class Aligner {
   static constexpr int64_t LONGEST = 2800;
   Cpu cpu_;
   Path path_;
+  EqualRun equal_run_;
   Wavefront wavefront_;
   Small<Token> small_;
   BitParallel<Token> bit_parallel_;
@@ -112,6 +114,8 @@ void align_batch(Packed<Token> original, Packed<Token> edited, int64_t batch, in
       const int64_t pair = order[at];
       const Core<Token> a = original[pair], b = edited[pair];
       const Labels labels{original_ops + original.cu_seqlens[pair], edited_ops + edited.cu_seqlens[pair]};
+      a.prefetch_end();
+      b.prefetch_end();
       std::fill_n(labels.original, a.size, KEEP);
       std::fill_n(labels.edited, b.size, KEEP);
       aligner.add(a, b, labels, distance + pair);

@@ -19,7 +19,7 @@ namespace fgrl {
 template <typename Token>
 class BitParallel {
  public:
-  explicit BitParallel(Cpu cpu) : cpu_(cpu) {}
+  explicit BitParallel(Cpu cpu) : cpu_(cpu), equal_run_(cpu) {}
 
   // Aligns two non-empty cores; returns their distance.
   int64_t align(Core<Token> a, Core<Token> b, int64_t prefix, const Labels& labels) {
@@ -43,7 +43,7 @@ class BitParallel {
     const int64_t lanes = runner_.lanes, skew = runner_.skew;
     int64_t first_row = rows(), first_column = columns();  // of the loaded tile: none yet
     const uint64_t* tile_moves = nullptr;
-    return trace_back(a, b, prefix, labels, [&](int64_t i, int64_t j) {
+    return trace_back(equal_run_, a, b, prefix, labels, [&](int64_t i, int64_t j) {
       const int64_t row = (SWAPPED ? j : i) - 1, column = (SWAPPED ? i : j) - 1;
       if (row < first_row || column < first_column) {
         load_moves(row, column);
@@ -148,6 +148,7 @@ class BitParallel {
   }
 
   Cpu cpu_;
+  EqualRun equal_run_;
   StripRunner runner_{};
   Remap<Token> remap_;
   std::vector<uint32_t> row_ids_, column_ids_;     // token numbers of both sides

@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "strip_x86.h"
+#include "cpu.h"
 #include "trace.h"
 
 namespace fgrl {
@@ -73,7 +73,7 @@ inline void expand_baseline(const TokenSets& sets, int64_t size, uint8_t other, 
 }
 
 #ifdef FGRL_X86
-__attribute__((target("avx512f,avx512bw"))) inline void expand_avx512(const TokenSets& sets, int64_t size,
+__attribute__((target(FGRL_AVX512))) inline void expand_avx512(const TokenSets& sets, int64_t size,
                                                                      uint8_t other, uint8_t* labels) {
   const __m512i others = _mm512_set1_epi8(static_cast<char>(other)), ones = _mm512_set1_epi8(SUBSTITUTE);
   for (int64_t i = 0; i < size; i += 64) {

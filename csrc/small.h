@@ -55,12 +55,7 @@ static FGRL_INLINE uint64_t match_word(const int32_t* rows, int32_t token) {
 #include "small_loop.inc"
 }  // namespace sse2
 
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2"))), apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx2")
-#endif
+FGRL_TARGET(FGRL_AVX2)
 namespace avx2 {
 // All bits up to the highest that is set.
 static FGRL_INLINE V below(V v) {
@@ -86,14 +81,8 @@ static FGRL_INLINE uint64_t match_word(const int32_t* rows, int32_t token) {
 }
 #include "small_loop.inc"
 }  // namespace avx2
-#if defined(__clang__)
-#pragma clang attribute pop
-#pragma clang attribute push(__attribute__((target("avx512f,avx512dq,avx512bw,avx512cd"))), apply_to = function)
-#else
-#pragma GCC pop_options
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512dq,avx512bw,avx512cd")
-#endif
+FGRL_TARGET_END
+FGRL_TARGET(FGRL_AVX512)
 namespace avx512 {
 static FGRL_INLINE V below(V v) {
   return (V)_mm512_srlv_epi64(_mm512_set1_epi64(-1), _mm512_lzcnt_epi64((__m512i)v));
@@ -109,11 +98,7 @@ static FGRL_INLINE uint64_t match_word(const int32_t* rows, int32_t token) {
 }
 #include "small_loop.inc"
 }  // namespace avx512
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
+FGRL_TARGET_END
 
 #endif
 

@@ -15,6 +15,8 @@ namespace fgrl {
 
 class Wavefront {
  public:
+  explicit Wavefront(EqualRun equal_run) : equal_run_(equal_run) {}
+
   // Finds the distance if it is at most `limit`; gives up early when more than `worth`^2 further cells seem to be needed.
   // Once it has found it, `align` may be called with the same cores.
   template <typename Token>
@@ -50,7 +52,7 @@ class Wavefront {
   template <typename Token>
   int64_t align(Core<Token> a, Core<Token> b, int64_t prefix, const Labels& labels) const {
     int64_t e = distance_;
-    return trace_back(a, b, prefix, labels, [&](int64_t i, int64_t j) {
+    return trace_back(equal_run_, a, b, prefix, labels, [&](int64_t i, int64_t j) {
       --e;  // unless the run ends here, the cell before this one is on the level below
       if (a.tokens[i - 1] != b.tokens[j - 1] && within(e, i - 1, j - 1)) return 0u;
       if (within(e, i - 1, j)) return MAY_DELETE;
@@ -88,7 +90,7 @@ class Wavefront {
       if (i >= last) {
         i = last;
       } else if (a.tokens[i] == b.tokens[i - k]) {
-        i += static_cast<int32_t>(equal_prefix(a.tokens + i, b.tokens + i - k, last - i));
+        i += static_cast<int32_t>(equal_run_.prefix(a.tokens + i, b.tokens + i - k, last - i));
       }
       level[k] = i;
       deleted = same, same = inserted;
@@ -106,6 +108,7 @@ class Wavefront {
 
   static constexpr int32_t NONE = INT32_MIN / 2;
   static constexpr int32_t MARGIN = 2;
+  EqualRun equal_run_;
   std::vector<Level> levels_;
   std::vector<int32_t> reach_;
   int64_t distance_ = 0;

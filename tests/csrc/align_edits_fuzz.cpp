@@ -110,7 +110,7 @@ void check(bool right, const char* what, const Tokens& a, const Tokens& b) {
 void check_wavefront_limits(const Tokens& a, const Tokens& b, const Result& expected) {
   if (a.empty() || b.empty() || a.back() == b.back()) return;  // it gets pairs without a common suffix
   const fgrl::Core<int64_t> x{a.data(), static_cast<int64_t>(a.size())}, y{b.data(), static_cast<int64_t>(b.size())};
-  fgrl::Wavefront wavefront;
+  fgrl::Wavefront wavefront(fgrl::EqualRun(fgrl::usable_cpu(fgrl::Cpu::AUTO)));
   check(!wavefront.search(x, y, expected.distance - 1, expected.distance), "limit below the distance", a, b);
   if (!wavefront.search(x, y, expected.distance, expected.distance)) return;  // it may give up early
   Result result{0, std::vector<uint8_t>(a.size()), std::vector<uint8_t>(b.size())};

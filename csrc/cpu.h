@@ -21,8 +21,8 @@
   FGRL_PRAGMA(GCC push_options) FGRL_PRAGMA(GCC target(names))
 #define FGRL_TARGET_END FGRL_PRAGMA(GCC pop_options) FGRL_PRAGMA(GCC diagnostic pop)
 #endif
-#define FGRL_AVX2 "avx2"
-#define FGRL_AVX512 "avx512f,avx512dq,avx512bw,avx512cd"
+#define FGRL_AVX2 "avx2,lzcnt"
+#define FGRL_AVX512 "avx512f,avx512dq,avx512bw,avx512cd,lzcnt"
 #endif
 
 namespace fgrl {

@@ -78,19 +78,27 @@ namespace fgrl {
 // How to run a strip on one instruction set.
 struct StripRunner {
   RunStrip run;
+  WalkBack walk;
   int lanes;
   int skew;
 };
 
 inline StripRunner strip_runner(Cpu cpu, int64_t rows) {
-  // Two words do not fill the lanes of a vector; they run faster one after the other.
-  if (rows <= 64) return {run_strip_baseline<1>, 1, 0};
-  if (rows <= 128) return {run_strip_baseline<2>, 2, 0};
+  WalkBack walk = walk_baseline;
 #ifdef FGRL_X86
-  if (cpu == Cpu::AVX512) return {avx512::run_strip, avx512::COUNT, 1};
-  if (cpu == Cpu::AVX2) return {avx2::run_strip, avx2::COUNT, 1};
+  if (cpu == Cpu::AVX2) walk = avx2::walk;
+  if (cpu == Cpu::AVX512) walk = avx512::walk;
+#else
+  (void)cpu;
 #endif
-  return {run_strip_baseline<4>, 4, 0};
+  // Two words do not fill the lanes of a vector; they run faster one after the other.
+  if (rows <= 64) return {run_strip_baseline<1>, walk, 1, 0};
+  if (rows <= 128) return {run_strip_baseline<2>, walk, 2, 0};
+#ifdef FGRL_X86
+  if (cpu == Cpu::AVX512) return {avx512::run_strip, walk, avx512::COUNT, 1};
+  if (cpu == Cpu::AVX2) return {avx2::run_strip, walk, avx2::COUNT, 1};
+#endif
+  return {run_strip_baseline<4>, walk, 4, 0};
 }
 
 }  // namespace fgrl

@@ -14,7 +14,7 @@
 
 namespace fgrl {
 
-constexpr int SMALL_WORDS = 4, SMALL_LANES = 8;
+constexpr int SMALL_WORDS = 4, SMALL_LANES = 16;
 constexpr int64_t SMALL_ROWS = 64 * SMALL_WORDS, SMALL_COLUMNS = 512;
 
 // Pairs with the same number of words of rows, as the loops see them.
@@ -26,7 +26,7 @@ struct SmallGroup {
   uint64_t columns[SMALL_LANES] = {};                    // how many there are
   uint64_t right_first[SMALL_LANES] = {};                // all bits where the rows are the edited side
   uint64_t kept_rows[SMALL_WORDS][SMALL_LANES] = {}, substituted_rows[SMALL_WORDS][SMALL_LANES] = {};
-  uint8_t kept_columns[SMALL_COLUMNS] = {}, substituted_columns[SMALL_COLUMNS] = {};  // bit l: of lane l
+  uint8_t kept_columns[2][SMALL_COLUMNS] = {}, substituted_columns[2][SMALL_COLUMNS] = {};  // a bit a lane of each half
 };
 
 #ifdef FGRL_X86
@@ -106,7 +106,7 @@ FGRL_TARGET_END
 template <typename Token>
 class Small {
  public:
-  explicit Small(Cpu cpu) : cpu_(cpu), lanes_(cpu == Cpu::AVX512 ? 8 : cpu == Cpu::AVX2 ? 4 : 1) {}
+  explicit Small(Cpu cpu) : cpu_(cpu), lanes_(cpu == Cpu::AVX512 ? 16 : cpu == Cpu::AVX2 ? 8 : 2) {}
 
   // Takes a pair to be aligned by the time `finish` returns; false if it is not one for this class.
   bool add(Core<Token> a, Core<Token> b, int64_t prefix, const Labels& labels, int64_t* distance) {
@@ -132,7 +132,7 @@ class Small {
     if (group.match.size() < columns.size * step) group.match.resize(columns.size * step);
     const auto match = cpu_ == Cpu::AVX512 ? avx512::match_columns
                        : cpu_ == Cpu::AVX2 ? avx2::match_columns : sse2::match_columns;
-    match(rows_, words, columns_, columns.size, group.match.data() + lane, lanes_);
+    match(rows_, words, columns_, columns.size, group.match.data() + lane);
     if (bucket.used == lanes_) run(bucket);
     return true;
 #else
@@ -183,21 +183,22 @@ class Small {
     }
     uint64_t kept_columns[SMALL_COLUMNS / 64], substituted_columns[SMALL_COLUMNS / 64];
     const int64_t columns = static_cast<int64_t>(group.columns[lane]);
+    const int half = lane / (lanes_ / 2), bit = lane % (lanes_ / 2);
     for (int64_t j = 0; j < columns; j += 64) {
       const uint64_t inside = ~uint64_t{0} >> std::max<int64_t>(j + 64 - columns, 0);
-      kept_columns[j / 64] = lane_bits(group.kept_columns + j, lane) & inside;
-      substituted_columns[j / 64] = lane_bits(group.substituted_columns + j, lane) & inside;
+      kept_columns[j / 64] = lane_bits(group.kept_columns[half] + j, bit) & inside;
+      substituted_columns[j / 64] = lane_bits(group.substituted_columns[half] + j, bit) & inside;
     }
     const TokenSets rows{kept_rows, substituted_rows}, across{kept_columns, substituted_columns};
     const bool swapped = group.right_first[lane] != 0;
     return write_path(cpu_, pair.a, pair.b, pair.prefix, pair.labels, swapped ? across : rows, swapped ? rows : across);
   }
 
-  // Bit `lane` of each of 64 bytes.
-  static uint64_t lane_bits(const uint8_t* bytes, int lane) {
+  // Bit `bit` of each of 64 bytes.
+  static uint64_t lane_bits(const uint8_t* bytes, int bit) {
     uint64_t bits = 0;
     for (int at = 0; at < 64; at += 8) {
-      const uint64_t single = read_word(bytes + at) >> lane & 0x0101010101010101u;
+      const uint64_t single = read_word(bytes + at) >> bit & 0x0101010101010101u;
       bits |= single * 0x0102040810204080u >> 56 << at;
     }
     return bits;

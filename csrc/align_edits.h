@@ -5,6 +5,7 @@
 #include <atomic>
 #include <cmath>
 #include <cstdint>
+#include <memory>
 #include <numeric>
 #include <vector>
 
@@ -31,6 +32,8 @@ enum class Algorithm { AUTO = 0, WAVEFRONT = 1, BIT_PARALLEL = 2, SMALL = 3 };
 struct Path {
   Algorithm algorithm = Algorithm::AUTO;
   Cpu cpu = Cpu::AUTO;
+
+  bool operator==(const Path&) const = default;
 };
 
 // Aligns pairs one after another, reusing its memory.
@@ -67,6 +70,11 @@ class Aligner {
   // Aligns the pairs that were put aside.
   void finish() { small_.finish(); }
 
+  Path path() const { return path_; }
+
+  // Bytes held for the next pair.
+  size_t memory() const { return wavefront_.memory() + bit_parallel_.memory(); }
+
  private:
   // The distance up to which the wavefront is worth its while: where its measured cost, 2 ns for each of d^2 cells, reaches that
   // of the bit vectors, which is some 5 ns a token and 1, 1.4 or 3.5 ns a word of 64 cells by instruction set, or 3 ns a
@@ -92,6 +100,14 @@ class Aligner {
   BitParallel<Token> bit_parallel_;
 };
 
+// The aligner that this thread uses again and again: fresh memory costs as much as aligning dozens of short pairs.
+template <typename Token>
+std::unique_ptr<Aligner<Token>>& thread_aligner(Path path) {
+  thread_local std::unique_ptr<Aligner<Token>> aligner;
+  if (!aligner || aligner->path() != path) aligner = std::make_unique<Aligner<Token>>(path);
+  return aligner;
+}
+
 // Aligns `batch` pairs, the ones with most work first. `parallel(tasks, f)` calls f() `tasks` times, on as many threads
 // as it likes.
 template <typename Token, typename Parallel>
@@ -109,7 +125,7 @@ void align_batch(Packed<Token> original, Packed<Token> edited, int64_t batch, in
   }
   std::atomic<int64_t> next{0};
   parallel(std::min(num_threads, batch), [&] {
-    Aligner<Token> aligner(path);
+    std::unique_ptr<Aligner<Token>>& aligner = thread_aligner<Token>(path);
     for (int64_t at = next++; at < batch; at = next++) {
       const int64_t pair = order[at];
       const Core<Token> a = original[pair], b = edited[pair];
@@ -118,9 +134,10 @@ void align_batch(Packed<Token> original, Packed<Token> edited, int64_t batch, in
       b.prefetch_end();
       std::fill_n(labels.original, a.size, KEEP);
       std::fill_n(labels.edited, b.size, KEEP);
-      aligner.add(a, b, labels, distance + pair);
+      aligner->add(a, b, labels, distance + pair);
     }
-    aligner.finish();
+    aligner->finish();
+    if (aligner->memory() > size_t{1} << 22) aligner.reset();
   });
 }
 

@@ -39,6 +39,12 @@ class BitParallel {
     return write_path(cpu_, a, b, prefix, labels, swapped ? column_sets : row_sets, swapped ? row_sets : column_sets);
   }
 
+  size_t memory() const {
+    const size_t words = match_.capacity() + borders_p_.capacity() + borders_n_.capacity() + edges_p_.capacity() +
+                         edges_n_.capacity() + moves_.capacity();
+    return 8 * words + remap_.memory();
+  }
+
  private:
   static constexpr int64_t BLOCK = 1024;
 

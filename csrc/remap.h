@@ -64,6 +64,8 @@ class Remap {
     }
   }
 
+  size_t memory() const { return slots_.capacity() * sizeof(Slot); }
+
  private:
   View view() const { return {const_cast<Slot*>(slots_.data()), slots_.size() - 1, shift_}; }
 

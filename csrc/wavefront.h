@@ -62,6 +62,8 @@ class Wavefront {
     });
   }
 
+  size_t memory() const { return levels_.capacity() * sizeof(Level) + reach_.capacity() * sizeof(int32_t); }
+
  private:
   struct Level {
     int32_t low, high;  // its diagonals

@@ -39,18 +39,20 @@ static FGRL_INLINE void store(uint64_t* p, V v) { *p = v; }
 static FGRL_INLINE V below(V v) { return v == 0 ? 0 : ~uint64_t{0} >> std::countl_zero(v); }
 static FGRL_INLINE uint8_t nonzero(V v) { return v != 0; }
 static FGRL_INLINE V where_equal(V a, V b) { return a == b ? ~uint64_t{0} : 0; }
-// Bit r: rows[r] equals `token`.
-static FGRL_INLINE uint64_t match_word(const int32_t* rows, int32_t token) {
-  const __m128i wanted = _mm_set1_epi32(token);
-  const auto same = [&](int at) {
-    return _mm_cmpeq_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(rows + at)), wanted);
-  };
-  uint64_t word = 0;
-  for (int at = 0; at < 64; at += 16) {
-    const __m128i low = _mm_packs_epi32(same(at), same(at + 4)), high = _mm_packs_epi32(same(at + 8), same(at + 12));
-    word |= static_cast<uint64_t>(static_cast<uint32_t>(_mm_movemask_epi8(_mm_packs_epi16(low, high)))) << at;
+// For every column, 32 bits: which of 32 rows are equal to its token. The columns' bits are `step` bytes apart.
+static void match_rows(const int32_t* rows, const int32_t* columns, int64_t count, char* match, int64_t step) {
+  for (int64_t j = 0; j < count; ++j, match += step) {
+    const __m128i wanted = _mm_set1_epi32(columns[j]);
+    const auto same = [&](int at) {
+      return _mm_cmpeq_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(rows + at)), wanted);
+    };
+    uint32_t bits = 0;
+    for (int at = 0; at < 32; at += 16) {
+      const __m128i low = _mm_packs_epi32(same(at), same(at + 4)), high = _mm_packs_epi32(same(at + 8), same(at + 12));
+      bits |= static_cast<uint32_t>(_mm_movemask_epi8(_mm_packs_epi16(low, high))) << at;
+    }
+    std::memcpy(match, &bits, 4);
   }
-  return word;
 }
 #include "small_loop.inc"
 }  // namespace sse2
@@ -66,18 +68,18 @@ static FGRL_INLINE uint8_t nonzero(V v) {
   return static_cast<uint8_t>(~_mm256_movemask_pd((__m256d)_mm256_cmpeq_epi64((__m256i)v, __m256i{})) & 15);
 }
 static FGRL_INLINE V where_equal(V a, V b) { return (V)_mm256_cmpeq_epi64((__m256i)a, (__m256i)b); }
-static FGRL_INLINE uint64_t match_word(const int32_t* rows, int32_t token) {
-  const __m256i wanted = _mm256_set1_epi32(token);
-  const auto same = [&](int at) {
-    return _mm256_cmpeq_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(rows + at)), wanted);
-  };
-  uint64_t word = 0;
-  for (int at = 0; at < 64; at += 32) {  // packing works on halves of vectors, so the fours come out of order
-    const __m256i low = _mm256_packs_epi32(same(at), same(at + 8)), high = _mm256_packs_epi32(same(at + 16), same(at + 24));
-    const __m256i bytes = _mm256_permutevar8x32_epi32(_mm256_packs_epi16(low, high), _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
-    word |= static_cast<uint64_t>(static_cast<uint32_t>(_mm256_movemask_epi8(bytes))) << at;
+static void match_rows(const int32_t* rows, const int32_t* columns, int64_t count, char* match, int64_t step) {
+  const auto eight = [&](int at) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(rows + at)); };
+  const __m256i a = eight(0), b = eight(8), c = eight(16), d = eight(24);
+  for (int64_t j = 0; j < count; ++j, match += step) {
+    const __m256i wanted = _mm256_set1_epi32(columns[j]);
+    const __m256i low = _mm256_packs_epi32(_mm256_cmpeq_epi32(a, wanted), _mm256_cmpeq_epi32(b, wanted));
+    const __m256i high = _mm256_packs_epi32(_mm256_cmpeq_epi32(c, wanted), _mm256_cmpeq_epi32(d, wanted));
+    // Packing works on halves of vectors, so fours come out of order.
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    const int bits = _mm256_movemask_epi8(_mm256_permutevar8x32_epi32(_mm256_packs_epi16(low, high), order));
+    std::memcpy(match, &bits, 4);
   }
-  return word;
 }
 #include "small_loop.inc"
 }  // namespace avx2
@@ -91,10 +93,13 @@ static FGRL_INLINE uint8_t nonzero(V v) { return _mm512_test_epi64_mask((__m512i
 static FGRL_INLINE V where_equal(V a, V b) {
   return (V)_mm512_movm_epi64(_mm512_cmpeq_epi64_mask((__m512i)a, (__m512i)b));
 }
-static FGRL_INLINE uint64_t match_word(const int32_t* rows, int32_t token) {
-  const __m512i wanted = _mm512_set1_epi32(token);
-  const auto same = [&](int at) { return _mm512_cmpeq_epi32_mask(_mm512_loadu_si512(rows + at), wanted); };
-  return _mm512_kunpackd(_mm512_kunpackw(same(48), same(32)), _mm512_kunpackw(same(16), same(0)));
+static void match_rows(const int32_t* rows, const int32_t* columns, int64_t count, char* match, int64_t step) {
+  const __m512i low = _mm512_loadu_si512(rows), high = _mm512_loadu_si512(rows + 16);
+  for (int64_t j = 0; j < count; ++j, match += step) {
+    const __m512i wanted = _mm512_set1_epi32(columns[j]);
+    const uint32_t bits = _mm512_kunpackw(_mm512_cmpeq_epi32_mask(high, wanted), _mm512_cmpeq_epi32_mask(low, wanted));
+    std::memcpy(match, &bits, 4);
+  }
 }
 #include "small_loop.inc"
 }  // namespace avx512
@@ -130,9 +135,12 @@ class Small {
     group.right_first[lane] = swapped ? ~uint64_t{0} : 0;
     const size_t step = static_cast<size_t>(words * lanes_);
     if (group.match.size() < columns.size * step) group.match.resize(columns.size * step);
-    const auto match = cpu_ == Cpu::AVX512 ? avx512::match_columns
-                       : cpu_ == Cpu::AVX2 ? avx2::match_columns : sse2::match_columns;
-    match(rows_, words, columns_, columns.size, group.match.data() + lane);
+    const auto match_rows = cpu_ == Cpu::AVX512 ? avx512::match_rows
+                            : cpu_ == Cpu::AVX2 ? avx2::match_rows : sse2::match_rows;
+    for (int64_t row = 0; row < rows.size; row += 32) {  // the lower half of a word comes first in memory
+      char* const match = reinterpret_cast<char*>(group.match.data() + row / 64 * lanes_ + lane) + row % 64 / 8;
+      match_rows(rows_ + row, columns_, columns.size, match, static_cast<int64_t>(8 * step));
+    }
     if (bucket.used == lanes_) run(bucket);
     return true;
 #else

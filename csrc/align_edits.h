@@ -3,8 +3,11 @@
 
 #include <algorithm>
 #include <atomic>
+#include <bit>
+#include <chrono>
 #include <cmath>
 #include <cstdint>
+#include <iterator>
 #include <memory>
 #include <numeric>
 #include <vector>
@@ -100,44 +103,99 @@ class Aligner {
   BitParallel<Token> bit_parallel_;
 };
 
-// The aligner that this thread uses again and again: fresh memory costs as much as aligning dozens of short pairs.
+// The aligner that a thread uses again and again: fresh memory costs as much as aligning dozens of short pairs.
 template <typename Token>
-std::unique_ptr<Aligner<Token>>& thread_aligner(Path path) {
-  thread_local std::unique_ptr<Aligner<Token>> aligner;
-  if (!aligner || aligner->path() != path) aligner = std::make_unique<Aligner<Token>>(path);
-  return aligner;
+class ThreadAligner {
+ public:
+  explicit ThreadAligner(Path path) {
+    if (!kept() || kept()->path() != path) kept() = std::make_unique<Aligner<Token>>(path);
+  }
+  ThreadAligner(const ThreadAligner&) = delete;
+
+  // Pairs that an exception left unaligned are forgotten, and memory that few batches need is given back.
+  ~ThreadAligner() {
+    if (!finished_ || kept()->memory() > size_t{1} << 22) kept().reset();
+  }
+
+  void add(Core<Token> a, Core<Token> b, Labels labels, int64_t* distance) { kept()->add(a, b, labels, distance); }
+
+  void finish() {
+    kept()->finish();
+    finished_ = true;
+  }
+
+ private:
+  static std::unique_ptr<Aligner<Token>>& kept() {
+    thread_local std::unique_ptr<Aligner<Token>> aligner;
+    return aligner;
+  }
+
+  bool finished_ = false;
+};
+
+// All pairs, those with most work first, by powers of two: enough to balance threads, and it keeps the order in memory.
+template <typename Token>
+std::vector<int64_t> longest_first(Packed<Token> original, Packed<Token> edited, int64_t batch) {
+  const auto size_class = [&](int64_t pair) {
+    return 64 - std::bit_width(static_cast<uint64_t>(original[pair].size) * static_cast<uint64_t>(edited[pair].size));
+  };
+  int64_t place[65] = {};
+  for (int64_t pair = 0; pair < batch; ++pair) ++place[size_class(pair)];
+  std::exclusive_scan(std::begin(place), std::end(place), std::begin(place), int64_t{0});
+  std::vector<int64_t> order(static_cast<size_t>(batch));
+  for (int64_t pair = 0; pair < batch; ++pair) order[place[size_class(pair)]++] = pair;
+  return order;
 }
 
-// Aligns `batch` pairs, the ones with most work first. `parallel(tasks, f)` calls f() `tasks` times, on as many threads
-// as it likes.
+// Aligns `batch` pairs. `parallel(tasks, f)` calls f() `tasks` times, on as many threads as it likes.
 template <typename Token, typename Parallel>
 void align_batch(Packed<Token> original, Packed<Token> edited, int64_t batch, int64_t num_threads, Path path,
                  int64_t* distance, uint8_t* original_ops, uint8_t* edited_ops, Parallel&& parallel) {
-  std::vector<int64_t> order(batch);
-  std::iota(order.begin(), order.end(), 0);
-  const auto work = [&](int64_t pair) {
-    return static_cast<double>(original[pair].size) * static_cast<double>(edited[pair].size);
+  num_threads = std::min(num_threads, batch);
+  const std::vector<int64_t> order = num_threads > 1 ? longest_first(original, edited, batch) : std::vector<int64_t>();
+  const auto pair_at = [&](int64_t at) { return order.empty() ? at : order[at]; };
+  const auto align = [&](ThreadAligner<Token>& aligner, int64_t at) {
+    const int64_t pair = pair_at(at);
+    const Core<Token> a = original[pair], b = edited[pair];
+    const Labels labels{original_ops + original.cu_seqlens[pair], edited_ops + edited.cu_seqlens[pair]};
+    a.prefetch_end();
+    b.prefetch_end();
+    std::fill_n(labels.original, a.size, KEEP);
+    std::fill_n(labels.edited, b.size, KEEP);
+    aligner.add(a, b, labels, distance + pair);
   };
-  // Waking a thread takes as long as aligning thousands of tokens.
-  num_threads = std::min(num_threads, 1 + (original.cu_seqlens[batch] + edited.cu_seqlens[batch]) / 32768);
-  if (num_threads > 1) {
-    std::stable_sort(order.begin(), order.end(), [&](int64_t x, int64_t y) { return work(x) > work(y); });
-  }
   std::atomic<int64_t> next{0};
-  parallel(std::min(num_threads, batch), [&] {
-    std::unique_ptr<Aligner<Token>>& aligner = thread_aligner<Token>(path);
-    for (int64_t at = next++; at < batch; at = next++) {
-      const int64_t pair = order[at];
-      const Core<Token> a = original[pair], b = edited[pair];
-      const Labels labels{original_ops + original.cu_seqlens[pair], edited_ops + edited.cu_seqlens[pair]};
-      a.prefetch_end();
-      b.prefetch_end();
-      std::fill_n(labels.original, a.size, KEEP);
-      std::fill_n(labels.edited, b.size, KEEP);
-      aligner->add(a, b, labels, distance + pair);
+  int64_t end = batch;
+  if (num_threads > 1) {
+    // A thread is woken for so much work only. How much there is depends on the edits: the shortest pairs tell, unless
+    // each of them is much work by itself.
+    constexpr double TOKENS = 32768, SECONDS = 30e-6;
+    double tokens = static_cast<double>(original.cu_seqlens[batch] + edited.cu_seqlens[batch]), threads = tokens / TOKENS;
+    if (tokens < 4096.0 * static_cast<double>(batch)) {
+      const auto start = std::chrono::steady_clock::now();
+      double done = 0, seconds = 0;
+      ThreadAligner<Token> aligner(path);
+      while (end > 0 && seconds < SECONDS) {
+        align(aligner, --end);
+        done += static_cast<double>(original[pair_at(end)].size + edited[pair_at(end)].size);
+        seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+      }
+      aligner.finish();
+      threads = (tokens - done) / std::max(done, 1.0) * seconds / SECONDS;
     }
-    aligner->finish();
-    if (aligner->memory() > size_t{1} << 22) aligner.reset();
+    num_threads = std::min(num_threads, 1 + static_cast<int64_t>(std::min(threads, 1e9)));
+  }
+  parallel(num_threads, [&] {
+    ThreadAligner<Token> aligner(path);
+    for (;;) {
+      // Several short pairs at a time, one where few are left.
+      const int64_t left = end - next.load(std::memory_order_relaxed);
+      const int64_t chunk = std::clamp<int64_t>(left / (4 * num_threads), 1, 16);
+      int64_t at = next.fetch_add(chunk);
+      if (at >= end) break;
+      for (const int64_t last = std::min(at + chunk, end); at < last; ++at) align(aligner, at);
+    }
+    aligner.finish();
   });
 }
 

@@ -17,6 +17,9 @@ namespace fgrl {
 constexpr int SMALL_WORDS = 4, SMALL_LANES = 16;
 constexpr int64_t SMALL_ROWS = 64 * SMALL_WORDS, SMALL_COLUMNS = 512;
 
+// How many vectors of lanes run side by side.
+constexpr int small_halves(int words) { return words <= 2 ? 2 : 1; }
+
 // Pairs with the same number of words of rows, as the loops see them.
 struct SmallGroup {
   int words = 0;
@@ -111,7 +114,7 @@ FGRL_TARGET_END
 template <typename Token>
 class Small {
  public:
-  explicit Small(Cpu cpu) : cpu_(cpu), lanes_(cpu == Cpu::AVX512 ? 16 : cpu == Cpu::AVX2 ? 8 : 2) {}
+  explicit Small(Cpu cpu) : cpu_(cpu), vector_(cpu == Cpu::AVX512 ? 8 : cpu == Cpu::AVX2 ? 4 : 1) {}
 
   // Takes a pair to be aligned by the time `finish` returns; false if it is not one for this class.
   bool add(Core<Token> a, Core<Token> b, int64_t prefix, const Labels& labels, int64_t* distance) {
@@ -123,7 +126,7 @@ class Small {
     const int words = static_cast<int>((rows.size + 63) / 64);
     Bucket& bucket = buckets_[words - 1];
     SmallGroup& group = bucket.group;
-    const int lane = bucket.used++;
+    const int lanes = vector_ * small_halves(words), lane = bucket.used++;
     bucket.pairs[lane] = {a, b, prefix, labels, distance};
     group.words = words;
     group.longest = std::max(group.longest, columns.size);
@@ -133,15 +136,15 @@ class Small {
     }
     group.columns[lane] = static_cast<uint64_t>(columns.size);
     group.right_first[lane] = swapped ? ~uint64_t{0} : 0;
-    const size_t step = static_cast<size_t>(words * lanes_);
+    const size_t step = static_cast<size_t>(words * lanes);
     if (group.match.size() < columns.size * step) group.match.resize(columns.size * step);
     const auto match_rows = cpu_ == Cpu::AVX512 ? avx512::match_rows
                             : cpu_ == Cpu::AVX2 ? avx2::match_rows : sse2::match_rows;
     for (int64_t row = 0; row < rows.size; row += 32) {  // the lower half of a word comes first in memory
-      char* const match = reinterpret_cast<char*>(group.match.data() + row / 64 * lanes_ + lane) + row % 64 / 8;
+      char* const match = reinterpret_cast<char*>(group.match.data() + row / 64 * lanes + lane) + row % 64 / 8;
       match_rows(rows_ + row, columns_, columns.size, match, static_cast<int64_t>(8 * step));
     }
-    if (bucket.used == lanes_) run(bucket);
+    if (bucket.used == lanes) run(bucket);
     return true;
 #else
     return false;
@@ -170,7 +173,7 @@ class Small {
 
   void run(Bucket& bucket) {
 #ifdef FGRL_X86
-    const size_t size = static_cast<size_t>(bucket.group.longest * 2 * bucket.group.words * lanes_);
+    const size_t size = static_cast<size_t>(bucket.group.longest * 2 * bucket.group.words * vector_ * small_halves(bucket.group.words));
     if (moves_.size() < size) moves_.resize(size);
     const auto run = cpu_ == Cpu::AVX512 ? avx512::run_group : cpu_ == Cpu::AVX2 ? avx2::run_group : sse2::run_group;
     run(bucket.group, moves_.data());
@@ -191,7 +194,7 @@ class Small {
     }
     uint64_t kept_columns[SMALL_COLUMNS / 64], substituted_columns[SMALL_COLUMNS / 64];
     const int64_t columns = static_cast<int64_t>(group.columns[lane]);
-    const int half = lane / (lanes_ / 2), bit = lane % (lanes_ / 2);
+    const int half = lane / vector_, bit = lane % vector_;
     for (int64_t j = 0; j < columns; j += 64) {
       const uint64_t inside = ~uint64_t{0} >> std::max<int64_t>(j + 64 - columns, 0);
       kept_columns[j / 64] = lane_bits(group.kept_columns[half] + j, bit) & inside;
@@ -226,7 +229,7 @@ class Small {
   int32_t rows_[SMALL_ROWS] = {};  // rows past the last hold old tokens; their bits affect no lower row
   int32_t columns_[SMALL_COLUMNS];
   Cpu cpu_;
-  int lanes_;
+  int vector_;  // lanes of a vector
 };
 
 }  // namespace fgrl

@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstdint>
 #include <iterator>
+#include <limits>
 #include <memory>
 #include <numeric>
 #include <vector>
@@ -62,8 +63,9 @@ class Aligner {
       *distance = trace_back(equal_run_, a, b, prefix, labels, [](int64_t, int64_t) { return 0u; });  // never asked
       return;
     }
-    const int64_t worth = wavefront_worth(a.size, b.size);
-    if (wavefront_.search(a, b, worth + worth / 2, worth)) {
+    const bool forced = path_.algorithm == Algorithm::WAVEFRONT;
+    const double budget = forced ? std::numeric_limits<double>::infinity() : bit_parallel_cost(a, b);
+    if (wavefront_.search(a, b, wavefront_limit(a, b, budget), budget)) {
       *distance = wavefront_.align(a, b, prefix, labels);
     } else if (path_.algorithm == Algorithm::BIT_PARALLEL || !small_.add(a, b, prefix, labels, distance)) {
       *distance = bit_parallel_.align(a, b, prefix, labels);
@@ -79,19 +81,25 @@ class Aligner {
   size_t memory() const { return wavefront_.memory() + bit_parallel_.memory(); }
 
  private:
-  // The distance up to which the wavefront is worth its while: where its measured cost, 2 ns for each of d^2 cells, reaches that
-  // of the bit vectors, which is some 5 ns a token and 1, 1.4 or 3.5 ns a word of 64 cells by instruction set, or 3 ns a
-  // word for short pairs. LONGEST bounds the memory of the levels, 4 bytes a cell.
-  int64_t wavefront_worth(int64_t n, int64_t m) const {
-    if (path_.algorithm == Algorithm::BIT_PARALLEL || path_.algorithm == Algorithm::SMALL) return -2;
-    if (path_.algorithm == Algorithm::WAVEFRONT) return n + m;
-    const double rows = static_cast<double>(std::min(n, m)), columns = static_cast<double>(std::max(n, m));
+  // Measured nanoseconds of the bit vectors: by instruction set so many a word of 64 cells, and 5 a token for long pairs.
+  double bit_parallel_cost(Core<Token> a, Core<Token> b) const {
+    const double rows = static_cast<double>(std::min(a.size, b.size)), columns = static_cast<double>(std::max(a.size, b.size));
     const double words = std::ceil(rows / 64) * columns;
-    const bool is_short = rows <= SMALL_ROWS && columns <= SMALL_COLUMNS;
-    const double word_cost = cpu_ == Cpu::AVX512 ? 1.0 : cpu_ == Cpu::AVX2 ? 1.4 : 3.5;
-    if (is_short && rows <= 64) return -2;  // one word a column costs no more than the first few levels
-    const double cost = is_short ? 3 * words : 5 * (rows + columns) + word_cost * words;
-    return std::min(static_cast<int64_t>(std::sqrt(cost / 2)), LONGEST);
+    if (is_short(a, b)) return 100 + (cpu_ == Cpu::AVX512 ? 1.5 : cpu_ == Cpu::AVX2 ? 3.0 : 5.0) * words;
+    return 5 * (rows + columns) + (cpu_ == Cpu::AVX512 ? 0.9 : cpu_ == Cpu::AVX2 ? 1.4 : 3.5) * words;
+  }
+
+  // The distance up to which the wavefront may look, LONGEST for its memory's sake.
+  int64_t wavefront_limit(Core<Token> a, Core<Token> b, double budget) const {
+    if (path_.algorithm == Algorithm::WAVEFRONT) return a.size + b.size;
+    if (path_.algorithm != Algorithm::AUTO) return -1;
+    // One word a column costs no more than the first few levels.
+    if (is_short(a, b) && std::min(a.size, b.size) <= 64) return -1;
+    return std::min(static_cast<int64_t>(Wavefront::distance_for(2 * budget)), LONGEST);
+  }
+
+  static bool is_short(Core<Token> a, Core<Token> b) {
+    return std::min(a.size, b.size) <= SMALL_ROWS && std::max(a.size, b.size) <= SMALL_COLUMNS;
   }
 
   static constexpr int64_t LONGEST = 2800;

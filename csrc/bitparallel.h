@@ -8,8 +8,10 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <numeric>
 #include <vector>
 
+#include "labels.h"
 #include "remap.h"
 #include "strip_x86.h"
 #include "trace.h"
@@ -31,30 +33,53 @@ class BitParallel {
     symbols_ = remap_.number(rows.tokens, rows.size, row_ids_.data());
     remap_.look_up(columns.tokens, columns.size, column_ids_.data());
     prepare();
-    return swapped ? trace<true>(a, b, prefix, labels) : trace<false>(a, b, prefix, labels);
+    walk_back(swapped ? ~uint64_t{0} : 0);
+    const TokenSets row_sets{kept_rows_.data(), substituted_rows_.data()};
+    const TokenSets column_sets{kept_columns_.data(), substituted_columns_.data()};
+    return write_path(cpu_, a, b, prefix, labels, swapped ? column_sets : row_sets, swapped ? row_sets : column_sets);
+  }
+
+  size_t memory() const {
+    const size_t words = match_.capacity() + borders_p_.capacity() + borders_n_.capacity() + edges_p_.capacity() +
+                         edges_n_.capacity() + moves_.capacity();
+    return 8 * words + remap_.memory();
   }
 
  private:
   static constexpr int64_t BLOCK = 1024;
 
-  template <bool SWAPPED>
-  int64_t trace(Core<Token> a, Core<Token> b, int64_t prefix, const Labels& labels) {
-    constexpr unsigned DOWN = SWAPPED ? MAY_INSERT : MAY_DELETE, RIGHT = SWAPPED ? MAY_DELETE : MAY_INSERT;
-    const int64_t lanes = runner_.lanes, skew = runner_.skew;
-    int64_t first_row = rows(), first_column = columns();  // of the loaded tile: none yet
-    const uint64_t* tile_moves = nullptr;
-    return trace_back(a, b, prefix, labels, [&](int64_t i, int64_t j) {
-      const int64_t row = (SWAPPED ? j : i) - 1, column = (SWAPPED ? i : j) - 1;
-      if (row < first_row || column < first_column) {
-        load_moves(row, column);
-        first_row = row - row % (64 * lanes), first_column = column - column % BLOCK;
-        tile_moves = moves_.data();
+  // Finds the path, a word of rows after the other.
+  void walk_back(uint64_t right_first) {
+    const int64_t words = (rows() + 63) / 64;
+    kept_rows_.assign(words, 0);
+    substituted_rows_.assign(words, 0);
+    kept_columns_.assign(border_words_, 0);
+    substituted_columns_.assign(border_words_, 0);
+    Walk walk{};
+    walk.stride = 3 * runner_.lanes, walk.plane = runner_.lanes, walk.right_first = right_first;
+    walk.left = ~uint64_t{0} >> (64 * words - rows());
+    walk.outside = walk.left ^ walk.left >> 1;
+    walk.column = columns() - 1;
+    int64_t first_word = words, first_column = columns();  // of the loaded tile: none yet
+    for (int64_t word = words - 1; word >= 0 && walk.column >= 0;) {
+      if (word < first_word || walk.column < first_column) {
+        load_moves(word, walk.column);
+        first_word = word - word % runner_.lanes, first_column = walk.column - walk.column % BLOCK;
       }
-      const int64_t lane = (row - first_row) / 64, t = column - first_column + lane * skew;
-      const uint64_t* at = tile_moves + t * 2 * lanes + lane;
-      return static_cast<unsigned>(at[0] >> (row % 64) & 1) * DOWN |
-             static_cast<unsigned>(at[lanes] >> (row % 64) & 1) * RIGHT;
-    });
+      const int64_t lane = word - first_word, group = walk.column / 64;
+      walk.stop = std::max(64 * group, first_column);
+      walk.moves = moves_.data() + (walk.column - first_column + lane * runner_.skew) * walk.stride + lane;
+      walk.kept_rows = walk.substituted_rows = walk.kept_columns = walk.substituted_columns = 0;
+      runner_.walk(walk);
+      kept_rows_[word] |= walk.kept_rows, substituted_rows_[word] |= walk.substituted_rows;
+      kept_columns_[group] |= walk.kept_columns, substituted_columns_[group] |= walk.substituted_columns;
+      if (walk.left == 0) {
+        --word;
+        walk.left = ~uint64_t{0};
+        walk.outside = walk.kept << 63;
+        walk.kept = 0;
+      }
+    }
   }
 
   int64_t rows() const { return static_cast<int64_t>(row_ids_.size()); }
@@ -101,13 +126,13 @@ class BitParallel {
   }
 
   // Computes the moves of the tile around a cell, as far as that cell's column: the path only goes left and up.
-  void load_moves(int64_t row, int64_t column) {
-    const int64_t strip = row / (64 * runner_.lanes), block = column / BLOCK;
+  void load_moves(int64_t word, int64_t column) {
+    const int64_t strip = word / runner_.lanes, block = column / BLOCK;
     if (strip != loaded_strip_) load_strip(strip);
     Strip run = tile(strip, block, column + 1);
     run.vp = edges_p_.data() + (strip * blocks_ + block) * runner_.lanes;
     run.vn = edges_n_.data() + (strip * blocks_ + block) * runner_.lanes;
-    moves_.resize((BLOCK + runner_.lanes) * 2 * runner_.lanes);
+    moves_.resize((BLOCK + runner_.lanes) * 3 * runner_.lanes);
     run.moves = moves_.data();
     runner_.run(run);
   }
@@ -119,10 +144,15 @@ class BitParallel {
     }
     loaded_strip_ = strip;
     uint32_t count = 0;
-    for_rows(strip, [&](int64_t row, int64_t) {
-      uint32_t& symbol = symbol_[row_ids_[row]];
-      if (symbol == 0) symbol = ++count;
-    });
+    if (strips_ == 1) {
+      std::iota(symbol_.begin(), symbol_.end(), 0);
+      count = symbols_;
+    } else {
+      for_rows(strip, [&](int64_t row, int64_t) {
+        uint32_t& symbol = symbol_[row_ids_[row]];
+        if (symbol == 0) symbol = ++count;
+      });
+    }
     match_.assign((count + 1) * runner_.lanes, 0);
     for_rows(strip, [&](int64_t row, int64_t at) {
       match_[symbol_[row_ids_[row]] * runner_.lanes + at / 64] |= uint64_t{1} << (at % 64);
@@ -156,6 +186,7 @@ class BitParallel {
   std::vector<uint64_t> borders_p_, borders_n_;    // [strips][words]: horizontal differences above each strip
   std::vector<uint64_t> edges_p_, edges_n_;        // [strips][blocks][lanes]: vertical differences left of each tile
   std::vector<uint64_t> moves_;                    // of the loaded tile
+  std::vector<uint64_t> kept_rows_, substituted_rows_, kept_columns_, substituted_columns_;  // the path, a bit a token
   int64_t strips_ = 0, blocks_ = 0, border_words_ = 0, loaded_strip_ = -1;
   uint32_t symbols_ = 0;
 };

@@ -6,7 +6,10 @@
 // match vectors and the horizontal differences that enter from the word above.
 #pragma once
 
+#include <bit>
 #include <cstdint>
+
+#include "cpu.h"
 
 namespace fgrl {
 
@@ -18,12 +21,12 @@ struct Strip {
   uint64_t *vp, *vn;       // [lanes] vertical differences, updated
   const uint64_t *hp_in, *hn_in;  // horizontal differences above the strip, one bit a column
   uint64_t *hp_out, *hn_out;      // the same below it, or null
-  uint64_t* moves;                // two bits a cell for the trace-back, or null: see below
+  uint64_t* moves;                // three bits a cell for the way back, or null: see below
 };
 
 // `moves` says of each cell whether stepping back one row (first bit), or one column (second bit), lies on a cheapest
-// path while the diagonal step at the cost of an edit does not. The words of column `begin + c` and lane l are
-// moves[t][0][l] and moves[t][1][l], of [][2][lanes], with t = c in the plain version and t = c + l in vector versions.
+// path while the diagonal step at the cost of an edit does not; and whether its tokens are equal (third bit). The words
+// of column `begin + c` and lane l are moves[t][0..2][l], with t = c in the plain version and t = c + l in vector versions.
 
 template <int LANES>
 void run_strip_baseline(const Strip& s) {
@@ -41,8 +44,8 @@ void run_strip_baseline(const Strip& s) {
       s.vp[w] = hn_in | ~(d0 | hp_in);
       s.vn[w] = hp_in & d0;
       if (s.moves) {
-        s.moves[(j - s.begin) * 2 * LANES + w] = s.vp[w] & d0;
-        s.moves[(j - s.begin) * 2 * LANES + LANES + w] = vn;
+        uint64_t* const moves = s.moves + (j - s.begin) * 3 * LANES + w;
+        moves[0] = s.vp[w] & d0, moves[LANES] = vn, moves[2 * LANES] = match[w];
       }
     }
     out_p |= carry_p << (j % 64), out_n |= carry_n << (j % 64);
@@ -51,6 +54,42 @@ void run_strip_baseline(const Strip& s) {
   }
 }
 
+// The way back through one word of rows. Rows are sets of bits, so that no branch depends on where the path goes.
+struct Walk {
+  const uint64_t* moves;   // of `column`; `stride` words for a column, `plane` for a bit of the cells
+  int64_t stride, plane;
+  int64_t column, stop;    // the next column, and the last one to go to
+  uint64_t right_first;    // all bits where the rows are the edited side: then the columns' tokens are deleted first
+  uint64_t left;           // rows not yet consumed, the current one on top
+  uint64_t outside, kept;  // the current row, when it is outside a run of edits; the row that the last column kept
+  uint64_t kept_rows, substituted_rows, kept_columns, substituted_columns;
+};
+
+// All bits up to the highest that is set.
+static FGRL_INLINE uint64_t all_below(uint64_t v) { return v == 0 ? 0 : ~uint64_t{0} >> std::countl_zero(v); }
+
+// Goes on until the rows of the word or the columns are consumed.
+static FGRL_INLINE void walk_columns(Walk& walk) {
+  Walk z = walk;
+  for (; z.column >= z.stop; --z.column, z.moves -= z.stride) {
+    const uint64_t right = z.moves[z.plane], equal = z.moves[2 * z.plane], keeps = equal & z.outside;
+    const uint64_t down = z.moves[0] & ~(right & z.right_first);
+    z.left = all_below(z.left & (~down | keeps));
+    if (z.left == 0) break;  // the column goes on in the word above
+    const uint64_t diagonal = (z.left ^ z.left >> 1) & (~right | keeps), substituted = diagonal & ~equal;
+    z.kept = diagonal & equal;
+    z.outside = z.kept >> 1;
+    z.left ^= diagonal;
+    z.kept_rows |= z.kept, z.substituted_rows |= substituted;
+    z.kept_columns |= static_cast<uint64_t>(z.kept != 0) << (z.column % 64);
+    z.substituted_columns |= static_cast<uint64_t>(substituted != 0) << (z.column % 64);
+  }
+  walk = z;
+}
+
+inline void walk_baseline(Walk& walk) { walk_columns(walk); }
+
 using RunStrip = void (*)(const Strip&);
+using WalkBack = void (*)(Walk&);
 
 }  // namespace fgrl

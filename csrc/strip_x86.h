@@ -1,25 +1,14 @@
 // `run_strip` for AVX-512 and AVX2, compiled whatever the compiler's own target is, and the choice between them.
 #pragma once
 
+#include "cpu.h"
 #include "strip.h"
 
-#if defined(__GNUC__) && defined(__x86_64__)
-#define FGRL_X86 1
-#if !defined(__clang__)  // GCC 12 warns of the undefined register in its own AVX-512 intrinsics
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#endif
-#define FGRL_INLINE inline __attribute__((always_inline))
-#include <immintrin.h>
+#ifdef FGRL_X86
 
 namespace fgrl {
 
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512dq,avx512bw"))), apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512dq,avx512bw")
-#endif
+FGRL_TARGET(FGRL_AVX512)
 namespace avx512 {
 constexpr int COUNT = 8;
 typedef uint64_t V __attribute__((vector_size(64)));
@@ -50,14 +39,8 @@ static FGRL_INLINE uint64_t last_top_bit(V v) {   // in the top bit
 }
 #include "strip_loop.inc"
 }  // namespace avx512
-#if defined(__clang__)
-#pragma clang attribute pop
-#pragma clang attribute push(__attribute__((target("avx2"))), apply_to = function)
-#else
-#pragma GCC pop_options
-#pragma GCC push_options
-#pragma GCC target("avx2")
-#endif
+FGRL_TARGET_END
+FGRL_TARGET(FGRL_AVX2)
 namespace avx2 {
 constexpr int COUNT = 4;
 typedef uint64_t V __attribute__((vector_size(32)));
@@ -85,49 +68,37 @@ static FGRL_INLINE uint64_t last_top_bit(V v) {   // in the top bit
 }
 #include "strip_loop.inc"
 }  // namespace avx2
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#pragma GCC diagnostic pop
-#endif
+FGRL_TARGET_END
 
 }  // namespace fgrl
 #endif
 
 namespace fgrl {
 
-enum class Cpu { AUTO = 0, BASELINE = 1, AVX2 = 2, AVX512 = 3 };
-
-// The best instruction set that this CPU has, at most `wanted` unless that is AUTO.
-inline Cpu usable_cpu(Cpu wanted) {
-#ifdef FGRL_X86
-  const bool any = wanted == Cpu::AUTO;
-  if ((any || wanted == Cpu::AVX512) && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512bw")) {
-    return Cpu::AVX512;
-  }
-  if ((any || wanted >= Cpu::AVX2) && __builtin_cpu_supports("avx2")) return Cpu::AVX2;
-#endif
-  return Cpu::BASELINE;
-}
-
 // How to run a strip on one instruction set.
 struct StripRunner {
   RunStrip run;
+  WalkBack walk;
   int lanes;
   int skew;
 };
 
 inline StripRunner strip_runner(Cpu cpu, int64_t rows) {
-  // Two words do not fill the lanes of a vector; they run faster one after the other.
-  if (rows <= 64) return {run_strip_baseline<1>, 1, 0};
-  if (rows <= 128) return {run_strip_baseline<2>, 2, 0};
+  WalkBack walk = walk_baseline;
 #ifdef FGRL_X86
-  if (cpu == Cpu::AVX512) return {avx512::run_strip, avx512::COUNT, 1};
-  if (cpu == Cpu::AVX2) return {avx2::run_strip, avx2::COUNT, 1};
+  if (cpu == Cpu::AVX2) walk = avx2::walk;
+  if (cpu == Cpu::AVX512) walk = avx512::walk;
+#else
+  (void)cpu;
 #endif
-  return {run_strip_baseline<4>, 4, 0};
+  // Two words do not fill the lanes of a vector; they run faster one after the other.
+  if (rows <= 64) return {run_strip_baseline<1>, walk, 1, 0};
+  if (rows <= 128) return {run_strip_baseline<2>, walk, 2, 0};
+#ifdef FGRL_X86
+  if (cpu == Cpu::AVX512) return {avx512::run_strip, walk, avx512::COUNT, 1};
+  if (cpu == Cpu::AVX2) return {avx2::run_strip, walk, avx2::COUNT, 1};
+#endif
+  return {run_strip_baseline<4>, walk, 4, 0};
 }
 
 }  // namespace fgrl

@@ -12,6 +12,7 @@
 // SUBSTITUTE, the rest DELETE or INSERT. No pair so substituted is equal, or a cheaper path would exist.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 
@@ -26,6 +27,12 @@ template <typename Token>
 struct Core {
   const Token* tokens;
   int64_t size;
+
+  // Asks for the last tokens, which are compared first.
+  void prefetch_end() const {
+    const char* const end = reinterpret_cast<const char*>(tokens + size);
+    for (int64_t at = std::min<int64_t>(size * sizeof(Token), 4096); at > 0; at -= 64) prefetch(end - at);
+  }
 };
 
 // Fills without a call, since most runs are a few tokens long.
@@ -66,7 +73,8 @@ constexpr unsigned MAY_DELETE = 1, MAY_INSERT = 2;
 // 0 < i <= n and 0 < j <= m. The common prefix takes part: a run that reaches its end from outside slides left through
 // it, exactly as if it had not been stripped.
 template <typename Token, typename Moves>
-int64_t trace_back(Core<Token> a, Core<Token> b, int64_t prefix, const Labels& labels, Moves&& moves) {
+int64_t trace_back(const EqualRun& equal_run, Core<Token> a, Core<Token> b, int64_t prefix, const Labels& labels,
+                   Moves&& moves) {
   int64_t i = a.size, j = b.size, distance = 0;
   while (i > 0 && j > 0) {
     // Most stretches of kept tokens are either a few tokens long or many.
@@ -74,7 +82,7 @@ int64_t trace_back(Core<Token> a, Core<Token> b, int64_t prefix, const Labels& l
     const int64_t limit = i < j ? i : j;
     while (kept < limit && a.tokens[i - 1 - kept] == b.tokens[j - 1 - kept]) {
       if (++kept < 8) continue;
-      kept += equal_suffix(a.tokens + i - kept, b.tokens + j - kept, limit - kept);
+      kept += equal_run.suffix(a.tokens + i - kept, b.tokens + j - kept, limit - kept);
       break;
     }
     i -= kept, j -= kept;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -64,13 +65,17 @@ def align_edits(original: Any, edited: Any, *, num_threads: int | None = None) -
     """
     if num_threads is not None and num_threads < 1:
         raise ValueError(f"num_threads is {num_threads}; it must be at least 1, or None")
+    implementation = backend.resolve("align_edits", _CPU)
+    if implementation == "cpp" and _is_packed(original) and _is_packed(edited):
+        with suppress(RuntimeError):  # the op checks everything, fast; what it refuses is looked into below
+            return _run(original, edited, num_threads)
     a, b = pack(original, "original"), pack(edited, "edited")
     if a.cu_seqlens.shape != b.cu_seqlens.shape:
         raise ValueError(
             f"original has {a.cu_seqlens.numel() - 1} sequences and edited has {b.cu_seqlens.numel() - 1}; "
             "they must have the same number"
         )
-    if backend.resolve("align_edits", _CPU) == "reference":
+    if implementation == "reference":
         from fgrl import reference
 
         check_bounds(a, "original")
@@ -79,9 +84,24 @@ def align_edits(original: Any, edited: Any, *, num_threads: int | None = None) -
     if a.tokens.dtype != b.tokens.dtype:
         a, b = Packed(a.tokens.long(), a.cu_seqlens), Packed(b.tokens.long(), b.cu_seqlens)
     try:
-        distance, original_ops, edited_ops = torch.ops.fgrl.align_edits(*a, *b, num_threads or 0)
-    except RuntimeError:  # the op has checked the bounds, fast; say exactly what is wrong with them
+        return _run(a, b, num_threads)
+    except RuntimeError:
         check_bounds(a, "original")
         check_bounds(b, "edited")
         raise
-    return EditAlignment(distance, original_ops, edited_ops, a.cu_seqlens, b.cu_seqlens)
+
+
+def _is_packed(sequences: Any) -> bool:
+    """Whether these look like tensors that need no conversion."""
+    return (
+        type(sequences) is tuple
+        and len(sequences) == 2
+        and type(sequences[0]) is Tensor
+        and type(sequences[1]) is Tensor
+        and sequences[1].dtype is torch.int64
+    )
+
+
+def _run(original: tuple[Tensor, Tensor], edited: tuple[Tensor, Tensor], num_threads: int | None) -> EditAlignment:
+    distance, original_ops, edited_ops = torch.ops.fgrl.align_edits(*original, *edited, num_threads or 0)
+    return EditAlignment(distance, original_ops, edited_ops, original[1], edited[1])

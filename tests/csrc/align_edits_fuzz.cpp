@@ -10,6 +10,7 @@
 #include <cstdlib>
 #include <fstream>
 #include <iterator>
+#include <limits>
 #include <random>
 #include <thread>
 #include <vector>
@@ -79,21 +80,25 @@ template <typename Token>
 Result by_path(const Tokens& a, const Tokens& b, fgrl::Path path) {
   // Exact-size buffers, so that a read or write past either end is seen.
   const std::vector<Token> x(a.begin(), a.end()), y(b.begin(), b.end());
-  Result result{0, std::vector<uint8_t>(a.size()), std::vector<uint8_t>(b.size())};
-  fgrl::Aligner<Token> aligner(path);
-  const auto align = [&](const std::vector<Token>& left, const std::vector<Token>& right) {
-    std::fill(result.original.begin(), result.original.end(), fgrl::KEEP);
-    std::fill(result.edited.begin(), result.edited.end(), fgrl::KEEP);
-    result.distance = aligner.align(fgrl::Core<Token>{left.data(), static_cast<int64_t>(left.size())},
-                                    fgrl::Core<Token>{right.data(), static_cast<int64_t>(right.size())},
-                                    fgrl::Labels{result.original.data(), result.edited.data()});
-  };
-  std::vector<Token> other = x;  // another pair first: what it leaves in the aligner's memory must not matter
+  std::vector<Token> other = x;
   std::rotate(other.begin(), other.begin() + static_cast<int64_t>(other.size() / 2), other.end());
   for (Token& token : other) token = token / 2 + 1;
-  align(other, y);
-  align(x, y);
-  return result;
+  fgrl::Aligner<Token> aligner(path);
+  const auto add = [&](const std::vector<Token>& left, const std::vector<Token>& right, Result& result) {
+    result = {0, std::vector<uint8_t>(left.size()), std::vector<uint8_t>(right.size())};
+    aligner.add(fgrl::Core<Token>{left.data(), static_cast<int64_t>(left.size())},
+                fgrl::Core<Token>{right.data(), static_cast<int64_t>(right.size())},
+                fgrl::Labels{result.original.data(), result.edited.data()}, &result.distance);
+  };
+  // Among other pairs, then alone: neither they nor what they leave in the aligner's memory must matter.
+  Result before, among, after, alone;
+  add(other, y, before);
+  add(x, y, among);
+  add(y, other, after);
+  aligner.finish();
+  add(x, y, alone);
+  aligner.finish();
+  return among == alone ? among : Result{-1, {}, {}};
 }
 
 void check(bool right, const char* what, const Tokens& a, const Tokens& b) {
@@ -106,9 +111,10 @@ void check(bool right, const char* what, const Tokens& a, const Tokens& b) {
 void check_wavefront_limits(const Tokens& a, const Tokens& b, const Result& expected) {
   if (a.empty() || b.empty() || a.back() == b.back()) return;  // it gets pairs without a common suffix
   const fgrl::Core<int64_t> x{a.data(), static_cast<int64_t>(a.size())}, y{b.data(), static_cast<int64_t>(b.size())};
-  fgrl::Wavefront wavefront;
-  check(!wavefront.search(x, y, expected.distance - 1, expected.distance), "limit below the distance", a, b);
-  if (!wavefront.search(x, y, expected.distance, expected.distance)) return;  // it may give up early
+  fgrl::Wavefront wavefront(fgrl::EqualRun(fgrl::usable_cpu(fgrl::Cpu::AUTO)));
+  constexpr double UNLIMITED = std::numeric_limits<double>::infinity();
+  check(!wavefront.search(x, y, expected.distance - 1, UNLIMITED), "limit below the distance", a, b);
+  check(wavefront.search(x, y, expected.distance, UNLIMITED), "no distance at the limit", a, b);
   Result result{0, std::vector<uint8_t>(a.size()), std::vector<uint8_t>(b.size())};
   result.distance = wavefront.align(x, y, 0, fgrl::Labels{result.original.data(), result.edited.data()});
   check(result == expected, "limit at the distance", a, b);

@@ -36,16 +36,6 @@ void run_advantages(const AdvantageArguments<T>& arguments, const Sequences& seq
   });
 }
 
-// Calls `run` with a zero of the type of the computation.
-template <typename Run>
-void with_type(ScalarType dtype, const Run& run) {
-  if (dtype == ScalarType::Double) {
-    run(double{});
-  } else {
-    run(float{});
-  }
-}
-
 std::tuple<Tensor, Tensor> gae(const Tensor& rewards, const Tensor& values, const OptionalTensor& mask,
                                const OptionalTensor& bootstrap, const OptionalTensor& lams,
                                const OptionalTensor& cu_seqlens, double gamma, double lam) {

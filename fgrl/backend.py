@@ -28,7 +28,7 @@ _IMPLEMENTATIONS: dict[str, tuple[str, ...]] = {
     "gae": ("cpp",),
     "token_advantages": ("cpp",),
     "whiten": ("triton",),
-    "ppo_loss": (),
+    "ppo_loss": ("cpp",),
     "value_loss": (),
     "linear_logprobs": (),
     "linear_ppo_loss": (),

@@ -4,8 +4,7 @@
 #include <cmath>
 #include <tuple>
 
-#include "aggregate.h"
-#include "ppo_loss.h"
+#include "losses.h"
 #include "tensors.h"
 
 namespace {
@@ -133,8 +132,43 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> ppo_loss(
   return {loss, stats, scale, logprobs_grad, entropy_grad};
 }
 
+std::tuple<Tensor, Tensor, Tensor, Tensor> value_loss(const Tensor& values, const OptionalTensor& old_values,
+                                                      const Tensor& returns, const OptionalTensor& mask,
+                                                      const OptionalTensor& normalizer,
+                                                      const OptionalTensor& cu_seqlens, double denominator,
+                                                      int64_t aggregation, double clip, bool grad_values) {
+  const ScalarType dtype = compute_dtype(values, old_values, returns);
+  const int64_t tokens = values.numel();
+  Tensor loss = empty_scalar(dtype), scale = empty_scalar(dtype);
+  Tensor stats = torch::stable::empty({ValueTotals::SIZE}, dtype);
+  Tensor values_grad = empty_gradient(grad_values, values, dtype);
+  with_type(dtype, [&](auto zero) {
+    using T = decltype(zero);
+    Inputs inputs(dtype);
+    ValueArguments<T> of{};
+    of.values = inputs.read<T>(values, tokens);
+    if (std::isfinite(clip)) of.old_values = inputs.read<T>(old_values, tokens);
+    of.returns = inputs.read<T>(returns, tokens);
+    of.mask = inputs.mask(mask, tokens);
+    of.clip = static_cast<T>(clip);
+    if (grad_values) of.values_grad = data<T>(values_grad);
+
+    const Aggregator aggregator(inputs, values, of.mask, normalizer, cu_seqlens, denominator, aggregation);
+    const Weighting<T> weighting = aggregator.weighting<T>();
+    ValueTotals totals =
+        sum_blocks<ValueTotals>(tokens, of.mask, [&](int64_t begin, int64_t end, const uint8_t* flags) {
+          return FGRL_DISPATCH(value_block, T)(of, weighting, begin, end, flags);
+        });
+    const double divisor = aggregator.denominator(totals.tokens()), factor = 1 / divisor;
+    totals.divide(divisor);
+    write<T>(loss, totals.values, 1), write<T>(stats, totals.values, ValueTotals::SIZE), write<T>(scale, &factor, 1);
+  });
+  return {loss, stats, scale, values_grad};
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(fgrl, CPU, library) {
   library.impl("ppo_loss", TORCH_BOX(&ppo_loss));
+  library.impl("value_loss", TORCH_BOX(&value_loss));
 }

@@ -10,13 +10,10 @@
 // A token exactly at a bound is not clipped. Nothing is divided by the number of tokens yet.
 #pragma once
 
-#include <algorithm>
-#include <cstdint>
-#include <cstring>
+#include <array>
 
 #include "aggregate.h"
 #include "rows.h"
-#include "vector.h"
 
 namespace fgrl {
 
@@ -28,12 +25,14 @@ struct PPOArguments {
   T ratio_low, ratio_high, dual_clip, kl_coef, entropy_coef, importance_cap;
   int kl_kind;              // in the order of `KL_ESTIMATORS` in fgrl/ops/_library.py
   T *logprobs_grad, *entropy_grad;
+
+  std::array<const T**, 6> inputs() {
+    return {&logprobs, &old_logprobs, &advantages, &ref_logprobs, &entropy, &rollout_logprobs};
+  }
+  std::array<T**, 2> outputs() { return {&logprobs_grad, &entropy_grad}; }
 };
 
 // policy_loss, kl, entropy; clip_fraction, clip_fraction_lower, approx_kl, ratio_mean; ratio_max; tokens
 using PPOTotals = Totals<3, 4, true>;
-
-#define FGRL_KERNEL_FILE "ppo_loss.inc"
-#include "for_each_isa.inc"
 
 }  // namespace fgrl

@@ -28,8 +28,8 @@ _IMPLEMENTATIONS: dict[str, tuple[str, ...]] = {
     "gae": ("cpp",),
     "token_advantages": ("cpp",),
     "whiten": ("triton",),
-    "ppo_loss": ("cpp",),
-    "value_loss": (),
+    "ppo_loss": ("triton", "cpp"),
+    "value_loss": ("triton", "cpp"),
     "linear_logprobs": (),
     "linear_ppo_loss": (),
 }

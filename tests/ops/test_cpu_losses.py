@@ -24,7 +24,14 @@ def ppo(inputs: dict[str, torch.Tensor], mask: torch.Tensor | None, aggregation:
     return losses.outcome(fgrl.ops.ppo_loss, inputs, mask=mask, config=config, **options)
 
 
-CASES = [pytest.param(losses.draw_ppo, ppo, id="ppo_loss")]
+def value(inputs: dict[str, torch.Tensor], mask: torch.Tensor | None, aggregation: Any, **options: Any) -> Any:
+    return losses.outcome(fgrl.ops.value_loss, inputs, mask=mask, aggregation=aggregation, **options)
+
+
+CASES = [
+    pytest.param(losses.draw_ppo, ppo, id="ppo_loss"),
+    pytest.param(losses.draw_value, value, id="value_loss"),
+]
 Draw = Callable[..., dict[str, torch.Tensor]]
 Run = Callable[..., dict[str, torch.Tensor]]
 

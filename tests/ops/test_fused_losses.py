@@ -48,6 +48,30 @@ def test_ppo_loss(
     losses.assert_right("ppo_loss", inputs, CPU, mask=mask, cu_seqlens=cu_seqlens, normalizer=normalizer, config=config)
 
 
+@EXAMPLES
+@given(
+    layout=losses.layouts(LENGTHS),
+    dtype=st.sampled_from(losses.DTYPES),
+    clip=st.sampled_from([None, 0.2, 3.0]),
+    has_old=st.booleans(),
+    aggregation=st.sampled_from(losses.AGGREGATIONS),
+    normalizer=st.sampled_from(NORMALIZERS),
+    poison=st.sampled_from(["none", "nan", "inf"]),
+)
+def test_value_loss(
+    layout: Any, dtype: torch.dtype, clip: float | None, has_old: bool, aggregation: Any, normalizer: Any, poison: str
+) -> None:
+    shape, mask, cu_seqlens, seed = layout
+    torch.manual_seed(seed)
+    inputs: dict[str, Any] = losses.draw_value(shape, dtype)
+    if clip is None and not has_old:
+        inputs["old_values"] = None
+    if poison != "none":
+        inputs = dict(losses.spoil(inputs, mask))[poison]
+    options = {"mask": mask, "cu_seqlens": cu_seqlens, "normalizer": normalizer, "aggregation": aggregation}
+    losses.assert_right("value_loss", inputs, CPU, clip=clip, **options)
+
+
 # Where a derivative has two sides: ratio 1, on a bound, at the clamp of the log-ratio and beyond it; A = 0; logp = ref.
 GAPS = [0.0, 0.2, -0.2, 5.0, 20.0, -20.0, 20.5, -20.5]
 

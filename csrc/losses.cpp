@@ -1,6 +1,7 @@
 // Registers the CPU implementations of the losses, whose schemas are in fgrl/ops/<op>.py.
 #include <torch/csrc/stable/library.h>
 
+#include <array>
 #include <cmath>
 #include <tuple>
 
@@ -166,9 +167,71 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> value_loss(const Tensor& values, cons
   return {loss, stats, scale, values_grad};
 }
 
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> edit_preference_loss(
+    const Tensor& chosen_rewards, const Tensor& rejected_rewards, const Tensor& chosen_edits,
+    const Tensor& rejected_edits, const OptionalTensor& chosen_mask, const OptionalTensor& rejected_mask, bool mean,
+    double unchanged_weight, double margin, bool grad_chosen_rewards, bool grad_rejected_rewards) {
+  STD_TORCH_CHECK(chosen_rewards.dim() == 2 && rejected_rewards.dim() == 2 &&
+                      chosen_rewards.size(0) == rejected_rewards.size(0),
+                  "chosen_rewards and rejected_rewards must have two dimensions, of which the first agree");
+  const ScalarType dtype = compute_dtype(chosen_rewards, rejected_rewards);
+  const int64_t pairs = chosen_rewards.size(0);
+  Tensor loss = empty_scalar(dtype), scale = empty_scalar(dtype), margins = torch::stable::empty({pairs}, dtype);
+  Tensor chosen_grad = empty_gradient(grad_chosen_rewards, chosen_rewards, dtype);
+  Tensor rejected_grad = empty_gradient(grad_rejected_rewards, rejected_rewards, dtype);
+  with_type(dtype, [&](auto zero) {
+    using T = decltype(zero);
+    Inputs inputs(dtype);
+    const auto read = [&](const Tensor& rewards, const Tensor& edits, const OptionalTensor& mask, bool wanted,
+                          Tensor& gradient) {
+      const int64_t tokens = rewards.numel();
+      return EditSide<T>{inputs.read<T>(rewards, tokens), inputs.mask(edits, tokens), inputs.mask(mask, tokens),
+                         rewards.size(1), wanted ? data<T>(gradient) : nullptr};
+    };
+    const EditSide<T> sides[2] = {
+        read(chosen_rewards, chosen_edits, chosen_mask, grad_chosen_rewards, chosen_grad),
+        read(rejected_rewards, rejected_edits, rejected_mask, grad_rejected_rewards, rejected_grad)};
+    T* margin_of = data<T>(margins);
+    std::vector<double> losses(static_cast<size_t>(pairs));
+    using Scratch = std::array<EditFlags, 2>;
+    for_each_task<Scratch>(pairs, chosen_rewards.numel() + rejected_rewards.numel(), [&](Scratch& flags, int64_t i) {
+      EditSums sums[2];
+      double score[2];
+      for (size_t k : {0, 1}) {
+        flags[k].read(sides[k], i);
+        const T* rewards = sides[k].rewards + i * sides[k].width;
+        sums[k] = FGRL_DISPATCH(edit_sums, T)(rewards, flags[k], sides[k].width);
+        if (!mean) sums[k].edited = 1;  // what a score is divided by
+        score[k] = sums[k].score / static_cast<double>(std::max<int64_t>(sums[k].edited, 1));
+      }
+      const double ahead = score[0] - score[1] - margin, kept = static_cast<double>(sums[0].kept + sums[1].kept);
+      const double penalty = unchanged_weight / std::max(kept, 1.0), pull = 1 / (1 + std::exp(ahead));
+      double& pair_loss = losses[static_cast<size_t>(i)];
+      pair_loss = std::max(-ahead, 0.0) + std::log1p(std::exp(-std::fabs(ahead)));
+      if (unchanged_weight != 0) pair_loss += penalty * (sums[0].squares + sums[1].squares);
+      margin_of[i] = static_cast<T>(score[0] - score[1]);
+      for (size_t k : {0, 1}) {
+        const EditSide<T>& side = sides[k];
+        if (side.rewards_grad == nullptr) continue;
+        const double slope = (k == 0 ? -pull : pull) / static_cast<double>(std::max<int64_t>(sums[k].edited, 1));
+        FGRL_DISPATCH(edit_gradient, T)
+        (side.rewards + i * side.width, flags[k], side.width, static_cast<T>(slope), static_cast<T>(2 * penalty),
+         side.rewards_grad + i * side.width);
+      }
+    });
+    const double factor = 1 / static_cast<double>(std::max<int64_t>(pairs, 1));
+    double total = 0;
+    for (const double pair_loss : losses) total += pair_loss;
+    total *= factor;
+    write<T>(loss, &total, 1), write<T>(scale, &factor, 1);
+  });
+  return {loss, margins, scale, chosen_grad, rejected_grad};
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(fgrl, CPU, library) {
+  library.impl("edit_preference_loss", TORCH_BOX(&edit_preference_loss));
   library.impl("ppo_loss", TORCH_BOX(&ppo_loss));
   library.impl("value_loss", TORCH_BOX(&value_loss));
 }

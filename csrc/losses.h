@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "aggregate.h"
+#include "edit_preference_loss.h"
 #include "ppo_loss.h"
 #include "value_loss.h"
 #include "vector.h"

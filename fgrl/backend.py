@@ -24,7 +24,7 @@ Backend = Literal["auto", "triton", "cpp", "reference"]
 _IMPLEMENTATIONS: dict[str, tuple[str, ...]] = {
     "align_edits": ("cpp",),
     "token_reward_head": (),
-    "edit_preference_loss": (),
+    "edit_preference_loss": ("triton", "cpp"),
     "gae": ("cpp",),
     "token_advantages": ("cpp",),
     "whiten": ("triton",),

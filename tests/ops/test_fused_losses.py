@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numerics import make_mask
+from numerics import MASKS, make_mask
 
 import fgrl
 from fgrl import backend
@@ -128,3 +128,38 @@ def test_without_gradients_none_are_computed() -> None:
         assert not fgrl.ops.ppo_loss(**{**inputs, "logprobs": inputs["logprobs"].requires_grad_()}).loss.requires_grad
     constant = {**inputs, "logprobs": inputs["logprobs"].detach(), "advantages": inputs["advantages"].requires_grad_()}
     assert not fgrl.ops.ppo_loss(**constant).loss.requires_grad
+
+
+@EXAMPLES
+@given(
+    widths=st.tuples(st.sampled_from(LENGTHS), st.sampled_from(LENGTHS)),
+    pairs=st.sampled_from([0, 1, 3]),
+    kinds=st.tuples(st.sampled_from(MASKS), st.sampled_from(MASKS)),
+    dtype=st.sampled_from(losses.DTYPES),
+    reduction=st.sampled_from(["sum", "mean"]),
+    unchanged_weight=st.sampled_from([0.0, 0.3]),
+    margin=st.sampled_from([0.0, 0.7, -1.0]),
+    edit_rate=st.sampled_from([0.0, 0.3, 1.0]),
+    poison=st.sampled_from(["none", "nan", "inf"]),
+    seed=st.integers(0, 10**6),
+)
+def test_edit_preference_loss(
+    widths: tuple[int, int],
+    pairs: int,
+    kinds: tuple[str, str],
+    dtype: torch.dtype,
+    edit_rate: float,
+    poison: str,
+    seed: int,
+    **options: Any,
+) -> None:
+    torch.manual_seed(seed)
+    inputs: dict[str, Any] = {}
+    for side, width, kind in zip(("chosen", "rejected"), widths, kinds, strict=True):
+        mask = make_mask(kind, (pairs, width)) if pairs and width else None
+        rewards = {f"{side}_rewards": torch.randn(pairs, width).to(dtype) / 4}
+        if poison != "none":
+            rewards = dict(losses.spoil(rewards, mask))[poison]
+        options |= {f"{side}_mask": mask, f"{side}_edits": torch.rand(pairs, width) < edit_rate}
+        inputs |= rewards
+    losses.assert_right("edit_preference_loss", inputs, CPU, **options)

@@ -65,6 +65,21 @@ struct Sequences {
     return wide ? static_cast<const int64_t*>(cu_seqlens)[i] : static_cast<const int32_t*>(cu_seqlens)[i];
   }
   int64_t end(int64_t i) const { return begin(i + 1); }
+
+  // The first sequence that ends after the token.
+  int64_t at(int64_t token) const {
+    if (cu_seqlens == nullptr) return token / length;
+    int64_t low = 0, high = count - 1;
+    while (low < high) {
+      const int64_t middle = (low + high) / 2;
+      if (end(middle) > token) {
+        high = middle;
+      } else {
+        low = middle + 1;
+      }
+    }
+    return low;
+  }
 };
 
 }  // namespace fgrl

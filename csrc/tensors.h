@@ -26,6 +26,16 @@ ScalarType compute_dtype(const Tensors&... tensors) {
   return (is_double(OptionalTensor(tensors)) || ...) ? ScalarType::Double : ScalarType::Float;
 }
 
+// Calls `run` with a zero of the type of the computation.
+template <typename Run>
+void with_type(ScalarType dtype, const Run& run) {
+  if (dtype == ScalarType::Double) {
+    run(double{});
+  } else {
+    run(float{});
+  }
+}
+
 // Keeps what it had to copy: inputs of another dtype or layout. The usual ones, contiguous and of the dtype of the
 // computation, are read where they are.
 class Inputs {

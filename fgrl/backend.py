@@ -24,12 +24,12 @@ Backend = Literal["auto", "triton", "cpp", "reference"]
 _IMPLEMENTATIONS: dict[str, tuple[str, ...]] = {
     "align_edits": ("cpp",),
     "token_reward_head": (),
-    "edit_preference_loss": (),
+    "edit_preference_loss": ("triton", "cpp"),
     "gae": ("cpp",),
     "token_advantages": ("cpp",),
     "whiten": ("cpp", "triton"),
-    "ppo_loss": (),
-    "value_loss": (),
+    "ppo_loss": ("triton", "cpp"),
+    "value_loss": ("triton", "cpp"),
     "linear_logprobs": (),
     "linear_ppo_loss": (),
 }

@@ -10,7 +10,7 @@ order.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any, get_args
 
@@ -93,37 +93,55 @@ def differentiate_through(op: str, plain: Callable[..., tuple[Tensor, ...]]) -> 
     torch.library.register_autograd(f"fgrl::{op}", formula, setup_context=setup_context, lib=LIBRARY)
 
 
-def differentiate_with_outputs(op: str, gradients: Mapping[str, str], scale: str) -> None:
+def differentiate_with_outputs(op: str, *names: str) -> None:
     """Give `fgrl::<op>`, a loss, the gradients it computed along with it: its backward pass is one multiplication each.
 
-    Args:
-        op: its first output is the loss, 0-d, and the only one with a gradient.
-        gradients: from the name of an input to that of the output which is the loss's gradient by it, up to `scale`.
-        scale: name of the output, 0-d, by which all of these have yet to be multiplied: denominators that are not
-            known before the last token has been read.
+    Of its outputs the first, `loss`, is 0-d and the only one with a gradient, and `scale`, 0-d, is what all gradients
+    have yet to be multiplied by: denominators that are not known before the last token has been read. For each of
+    `names`, an input, there is an output `<name>_grad`, empty unless the argument `grad_<name>` is true.
+
+    Gradients are kept in the dtype of the computation and rounded to that of the input once, after the multiplication:
+    before it they are larger by a number of tokens, which fp16 has no room for.
     """
-    schema = getattr(torch.ops.fgrl, op).default._schema
-    inputs_at = {argument.name: place for place, argument in enumerate(schema.arguments)}
-    outputs_at = {output.name: place for place, output in enumerate(schema.returns)}
-    places = {inputs_at[name]: outputs_at[output] for name, output in gradients.items()}
+    operator = getattr(torch.ops.fgrl, op).default
+    inputs_at = {argument.name: place for place, argument in enumerate(operator._schema.arguments)}
+    outputs_at = {output.name: place for place, output in enumerate(operator._schema.returns)}
+    places = [(inputs_at[name], inputs_at[f"grad_{name}"], outputs_at[f"{name}_grad"]) for name in names]
 
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.mark_non_differentiable(*output[1:])
-        ctx.set_materialize_grads(False)
-        ctx.inputs = len(inputs)
-        ctx.save_for_backward(output[outputs_at[scale]], *(output[place] for place in places.values()))
+    class Loss(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, keyset: Any, *inputs: Any) -> tuple[Tensor, ...]:
+            output = below_autograd(keyset, *inputs)
+            needed = ctx.needs_input_grad[1:]
+            wanted = [(place, found) for place, flag, found in places if inputs[flag] and needed[place]]
+            ctx.mark_non_differentiable(*output[1:] if wanted else output)
+            ctx.set_materialize_grads(False)
+            ctx.inputs = len(inputs)
+            ctx.dtypes = {place: inputs[place].dtype for place, _ in wanted}
+            ctx.save_for_backward(output[outputs_at["scale"]], *(output[found] for _, found in wanted))
+            return output
 
-    @once_differentiable
-    def formula(ctx: Any, slope: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-        result: list[Tensor | None] = [None] * ctx.inputs
-        if slope is not None:
-            scale, *found = ctx.saved_tensors
-            for place, gradient in zip(places, found, strict=True):
-                if ctx.needs_input_grad[place]:
-                    result[place] = gradient * (slope * scale)
-        return tuple(result)
+        @staticmethod
+        @once_differentiable
+        def backward(ctx: Any, slope: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+            result: list[Tensor | None] = [None] * ctx.inputs
+            if slope is not None:
+                scale, *gradients = ctx.saved_tensors
+                factor = slope * scale
+                for (place, dtype), gradient in zip(ctx.dtypes.items(), gradients, strict=True):
+                    result[place] = (gradient * factor).to(dtype)
+            return (None, *result)
 
-    torch.library.register_autograd(f"fgrl::{op}", formula, setup_context=setup_context, lib=LIBRARY)
+    def below_autograd(keyset: Any, *inputs: Any) -> tuple[Tensor, ...]:
+        with torch._C._AutoDispatchBelowAutograd():
+            return operator.redispatch(keyset & torch._C._after_autograd_keyset, *inputs)
+
+    def autograd(keyset: Any, *inputs: Any) -> tuple[Tensor, ...]:
+        differentiates = torch.is_grad_enabled() and torch._C._any_requires_grad(*inputs)
+        return (Loss.apply if differentiates else below_autograd)(keyset, *inputs)
+
+    # As `torch.library.register_autograd` does it, less 75 us a call, in which it looks for arguments left out.
+    LIBRARY.impl(op, autograd, "Autograd", with_keyset=True)
 
 
 def _differentiable(inputs: Sequence[Any]) -> list[int]:

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from fgrl import backend
 from fgrl.ops import _checks
-from fgrl.types import EditPreferenceLoss
+from fgrl.ops._aggregation import wants_gradient
+from fgrl.ops._library import LIBRARY, differentiate_with_outputs, launch_with_triton
+from fgrl.types import EditPreferenceLoss, compute_dtype
+
+LIBRARY.define(
+    "edit_preference_loss(Tensor chosen_rewards, Tensor rejected_rewards, Tensor chosen_edits, Tensor rejected_edits, "
+    "Tensor? chosen_mask, Tensor? rejected_mask, bool mean, float unchanged_weight, float margin, "
+    "bool grad_chosen_rewards, bool grad_rejected_rewards) "
+    "-> (Tensor loss, Tensor margins, Tensor scale, Tensor chosen_rewards_grad, Tensor rejected_rewards_grad)"
+)
+launch_with_triton("edit_preference_loss", "edit_preference_loss")
 
 
 def edit_preference_loss(
@@ -73,15 +84,44 @@ def edit_preference_loss(
     _checks.check_finite("unchanged_weight", unchanged_weight)
     if unchanged_weight < 0:
         raise ValueError(f"unchanged_weight is {unchanged_weight}; it must be at least 0")
-    run = backend.only_reference("edit_preference_loss", chosen_rewards.device)
-    return run(
+    if backend.resolve("edit_preference_loss", chosen_rewards.device) == "reference":
+        return backend.reference("edit_preference_loss", chosen_rewards.device)(
+            chosen_rewards,
+            rejected_rewards,
+            chosen_edits,
+            rejected_edits,
+            chosen_mask=chosen_mask,
+            rejected_mask=rejected_mask,
+            reduction=reduction,
+            unchanged_weight=unchanged_weight,
+            margin=margin,
+        )
+    loss, margins, *_ = torch.ops.fgrl.edit_preference_loss(
         chosen_rewards,
         rejected_rewards,
         chosen_edits,
         rejected_edits,
-        chosen_mask=chosen_mask,
-        rejected_mask=rejected_mask,
-        reduction=reduction,
-        unchanged_weight=unchanged_weight,
-        margin=margin,
+        chosen_mask,
+        rejected_mask,
+        reduction == "mean",
+        float(unchanged_weight),
+        float(margin),
+        wants_gradient(chosen_rewards),
+        wants_gradient(rejected_rewards),
     )
+    return EditPreferenceLoss(loss, margins)
+
+
+@torch.library.register_fake("fgrl::edit_preference_loss", lib=LIBRARY)
+def _edit_preference_loss_fake(chosen_rewards: Tensor, rejected_rewards: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    dtype = compute_dtype(chosen_rewards, rejected_rewards)
+    return (
+        chosen_rewards.new_empty((), dtype=dtype),
+        chosen_rewards.new_empty(chosen_rewards.shape[0], dtype=dtype),
+        chosen_rewards.new_empty((), dtype=dtype),
+        chosen_rewards.new_empty(chosen_rewards.shape if rest[-2] else 0, dtype=dtype),
+        rejected_rewards.new_empty(rejected_rewards.shape if rest[-1] else 0, dtype=dtype),
+    )
+
+
+differentiate_with_outputs("edit_preference_loss", "chosen_rewards", "rejected_rewards")

@@ -2,11 +2,37 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
 from fgrl import backend
 from fgrl.ops import _checks
-from fgrl.types import PPOLoss, PPOLossConfig
+from fgrl.ops._aggregation import AGGREGATIONS, or_inf, split_normalizer, wants_gradient
+from fgrl.ops._library import KL_ESTIMATORS, LIBRARY, differentiate_with_outputs, launch_with_triton
+from fgrl.types import PPOLoss, PPOLossConfig, compute_dtype
+
+STATS = (
+    "policy_loss",
+    "kl",
+    "entropy",
+    "clip_fraction",
+    "clip_fraction_lower",
+    "approx_kl",
+    "ratio_mean",
+    "ratio_max",
+    "tokens",
+)
+
+LIBRARY.define(
+    "ppo_loss(Tensor logprobs, Tensor? old_logprobs, Tensor advantages, Tensor? mask, Tensor? ref_logprobs, "
+    "Tensor? entropy, Tensor? rollout_logprobs, Tensor? normalizer, Tensor? cu_seqlens, float denominator, "
+    "int aggregation, float clip_low, float clip_high, float dual_clip, float kl_coef, int kl_estimator, "
+    "float entropy_coef, float importance_cap, bool grad_logprobs, bool grad_entropy) "
+    "-> (Tensor loss, Tensor stats, Tensor scale, Tensor logprobs_grad, Tensor entropy_grad)"
+)
+launch_with_triton("ppo_loss", "ppo_loss")
 
 
 def ppo_loss(
@@ -76,16 +102,70 @@ def ppo_loss(
         raise ValueError(f"ref_logprobs is None; config.kl_coef {config.kl_coef} needs it")
     if config.entropy_coef and entropy is None:
         raise ValueError(f"entropy is None; config.entropy_coef {config.entropy_coef} needs it")
-    run = backend.only_reference("ppo_loss", logprobs.device)
-    return run(
+    if backend.resolve("ppo_loss", logprobs.device) == "reference":
+        return backend.reference("ppo_loss", logprobs.device)(
+            logprobs,
+            old_logprobs,
+            advantages,
+            mask,
+            ref_logprobs=ref_logprobs,
+            entropy=entropy,
+            rollout_logprobs=rollout_logprobs,
+            normalizer=normalizer,
+            cu_seqlens=cu_seqlens,
+            config=config,
+        )
+    divisor, denominator = split_normalizer(normalizer, logprobs.device)
+    loss, stats, *_ = torch.ops.fgrl.ppo_loss(
         logprobs,
         old_logprobs,
         advantages,
         mask,
-        ref_logprobs=ref_logprobs,
-        entropy=entropy,
-        rollout_logprobs=rollout_logprobs,
-        normalizer=normalizer,
-        cu_seqlens=cu_seqlens,
-        config=config,
+        ref_logprobs,
+        entropy,
+        rollout_logprobs,
+        divisor,
+        cu_seqlens,
+        denominator,
+        *scalars(config),
+        wants_gradient(logprobs),
+        bool(config.entropy_coef) and entropy is not None and wants_gradient(entropy),
     )
+    return PPOLoss(loss, dict(zip(STATS, stats.unbind(), strict=True)))
+
+
+def scalars(config: PPOLossConfig) -> tuple[Any, ...]:
+    """The options as the operator takes them, from `aggregation` on."""
+    return (
+        AGGREGATIONS.index(config.aggregation),
+        float(config.clip_low),
+        float(config.clip_high),
+        or_inf(config.dual_clip),
+        float(config.kl_coef),
+        KL_ESTIMATORS.index(config.kl_estimator),
+        float(config.entropy_coef),
+        or_inf(config.importance_cap),
+    )
+
+
+@torch.library.register_fake("fgrl::ppo_loss", lib=LIBRARY)
+def _ppo_loss_fake(
+    logprobs: Tensor,
+    old_logprobs: Tensor | None,
+    advantages: Tensor,
+    mask: Tensor | None,
+    ref_logprobs: Tensor | None,
+    entropy: Tensor | None,
+    rollout_logprobs: Tensor | None,
+    *rest: Any,
+) -> tuple[Tensor, ...]:
+    dtype = compute_dtype(logprobs, old_logprobs, advantages, ref_logprobs, entropy, rollout_logprobs)
+    return (
+        logprobs.new_empty((), dtype=dtype),
+        logprobs.new_empty(len(STATS), dtype=dtype),
+        logprobs.new_empty((), dtype=dtype),
+        *(logprobs.new_empty(logprobs.shape if wanted else 0, dtype=dtype) for wanted in rest[-2:]),
+    )
+
+
+differentiate_with_outputs("ppo_loss", "logprobs", "entropy")

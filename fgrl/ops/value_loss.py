@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from typing import Any, get_args
 
+import torch
 from torch import Tensor
 
 from fgrl import backend
 from fgrl.ops import _checks
-from fgrl.types import Aggregation, ValueLoss
+from fgrl.ops._aggregation import AGGREGATIONS, or_inf, split_normalizer, wants_gradient
+from fgrl.ops._library import LIBRARY, differentiate_with_outputs, launch_with_triton
+from fgrl.types import Aggregation, ValueLoss, compute_dtype
+
+STATS = ("value_loss", "clip_fraction", "value_mean", "return_mean", "mean_squared_error", "tokens")
+
+LIBRARY.define(
+    "value_loss(Tensor values, Tensor? old_values, Tensor returns, Tensor? mask, Tensor? normalizer, "
+    "Tensor? cu_seqlens, float denominator, int aggregation, float clip, bool grad_values) "
+    "-> (Tensor loss, Tensor stats, Tensor scale, Tensor values_grad)"
+)
+launch_with_triton("value_loss", "value_loss")
 
 
 def value_loss(
@@ -59,14 +71,44 @@ def value_loss(
     _checks.check_normalizer(normalizer)
     if clip is not None and old_values is None:
         raise ValueError(f"old_values is None; clip {clip} needs it")
-    run = backend.only_reference("value_loss", values.device)
-    return run(
+    if backend.resolve("value_loss", values.device) == "reference":
+        return backend.reference("value_loss", values.device)(
+            values,
+            old_values,
+            returns,
+            mask,
+            clip=clip,
+            normalizer=normalizer,
+            cu_seqlens=cu_seqlens,
+            aggregation=aggregation,
+        )
+    divisor, denominator = split_normalizer(normalizer, values.device)
+    loss, stats, *_ = torch.ops.fgrl.value_loss(
         values,
         old_values,
         returns,
         mask,
-        clip=clip,
-        normalizer=normalizer,
-        cu_seqlens=cu_seqlens,
-        aggregation=aggregation,
+        divisor,
+        cu_seqlens,
+        denominator,
+        AGGREGATIONS.index(aggregation),
+        or_inf(clip),
+        wants_gradient(values),
     )
+    return ValueLoss(loss, dict(zip(STATS, stats.unbind(), strict=True)))
+
+
+@torch.library.register_fake("fgrl::value_loss", lib=LIBRARY)
+def _value_loss_fake(
+    values: Tensor, old_values: Tensor | None, returns: Tensor, mask: Tensor | None, *rest: Any
+) -> tuple[Tensor, ...]:
+    dtype = compute_dtype(values, old_values, returns)
+    return (
+        values.new_empty((), dtype=dtype),
+        values.new_empty(len(STATS), dtype=dtype),
+        values.new_empty((), dtype=dtype),
+        values.new_empty(values.shape if rest[-1] else 0, dtype=dtype),
+    )
+
+
+differentiate_with_outputs("value_loss", "values")

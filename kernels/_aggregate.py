@@ -1,0 +1,320 @@
+"""How the losses of tokens become one number (`fgrl.reference.ppo_loss.aggregate_tokens`), deterministically.
+
+A loss kernel works on flat blocks of tokens, whatever the sequences, and each of its programs writes partial sums;
+`_finish_fwd_kernel` adds them in order. The one aggregation in which sequences weigh on tokens, seq-mean-token-mean,
+needs to know beforehand how many tokens of each are valid: `_count_tokens_fwd_kernel` counts them, in integers.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fgrl.extension import interprets_kernels
+from fgrl.kernels._launch import multiprocessors
+
+BLOCK = 64 if interprets_kernels() else 1024  # the interpreter's tests want several blocks of few tokens
+WARPS = 8
+TOKEN_MEAN, TOKEN_SUM, SEQ_MEAN_TOKEN_SUM, SEQ_MEAN_TOKEN_MEAN = range(4)  # as in `fgrl.ops._aggregation`
+_PROGRAMS_PER_MULTIPROCESSOR = 8
+
+
+def programs(tokens: int, device: torch.device) -> int:
+    """How many programs a loss kernel runs, each over many blocks, so that there are few partial sums."""
+    return max(1, min(triton.cdiv(tokens, BLOCK), _PROGRAMS_PER_MULTIPROCESSOR * multiprocessors(device)))
+
+
+class Aggregation:
+    """One call's aggregation: the tokens of each sequence are counted here, when they matter.
+
+    Reads the mask once for that, otherwise nothing.
+    """
+
+    def __init__(
+        self,
+        kind: int,
+        like: Tensor,
+        mask: Tensor | None,
+        normalizer: Tensor | None,
+        cu_seqlens: Tensor | None,
+        denominator: float,
+    ) -> None:
+        self._kind, self._normalizer, self._denominator = kind, normalizer, denominator
+        self._counts: Tensor | None = None
+        self._first: Tensor | None = None
+        self._cu_seqlens = None if cu_seqlens is None else cu_seqlens.contiguous()
+        self._length = like.shape[-1]
+        is_counted = normalizer is None and denominator == 0
+        if kind == SEQ_MEAN_TOKEN_MEAN or (kind == SEQ_MEAN_TOKEN_SUM and is_counted):
+            self._count(like, mask)
+
+    def _count(self, like: Tensor, mask: Tensor | None) -> None:
+        packed = self._cu_seqlens is not None
+        batch = self._cu_seqlens.shape[0] - 1 if packed else like.shape[0]
+        blocks = triton.cdiv(like.numel(), BLOCK)
+        self._counts = torch.zeros(batch, dtype=torch.int32, device=like.device)
+        self._first = torch.empty(blocks, dtype=torch.int32, device=like.device)
+        if blocks:
+            _count_tokens_fwd_kernel[(blocks,)](
+                self._counts,
+                self._first,
+                mask,
+                self._cu_seqlens,
+                like.numel(),
+                self._length,
+                batch,
+                IS_PACKED=packed,
+                HAS_MASK=mask is not None,
+                BLOCK=BLOCK,
+                num_warps=4,
+            )
+
+    def weights(self) -> dict[str, object]:
+        """The arguments of a loss kernel that `token_weights` takes."""
+        return {
+            "counts_ptr": self._counts,
+            "first_ptr": self._first,
+            "cu_seqlens_ptr": self._cu_seqlens,
+            "length": self._length,
+            "HAS_WEIGHTS": self._kind == SEQ_MEAN_TOKEN_MEAN,
+            "IS_PACKED": self._cu_seqlens is not None,
+        }
+
+    def finish(
+        self,
+        partial: Tensor,
+        dtype: torch.dtype,
+        coefficients: tuple[float, ...],
+        has_greatest: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Loss, statistics and scale from `partial [statistics, programs]`, in fp64.
+
+        The rows are those of the statistics: a sum for each of `coefficients`, which are aggregated as the loss is and
+        make it up; sums that are averaged over the valid tokens; the greatest of something, if `has_greatest`; and the
+        number of valid tokens. A coefficient of 0 leaves a part out of the loss, whatever it is.
+        """
+        statistics, columns = partial.shape
+        loss, scale = (torch.empty((), dtype=dtype, device=partial.device) for _ in range(2))
+        stats = torch.empty(statistics, dtype=dtype, device=partial.device)
+        first, second, third = (*coefficients, 0.0, 0.0)[:3]
+        _finish_fwd_kernel[(1,)](
+            loss,
+            stats,
+            scale,
+            partial,
+            self._counts,
+            self._normalizer,
+            columns,
+            0 if self._counts is None else self._counts.shape[0],
+            self._denominator,
+            first,
+            second,
+            third,
+            KIND=self._kind,
+            STATISTICS=statistics,
+            PARTS=len(coefficients),
+            HAS_GREATEST=has_greatest,
+            HAS_NORMALIZER=self._normalizer is not None,
+            HAS_DENOMINATOR=self._denominator > 0,
+            HAS_COUNTS=self._counts is not None,
+            ROWS=triton.next_power_of_2(statistics),
+            BLOCK=min(BLOCK, 256),
+            num_warps=WARPS,
+        )
+        return loss, stats, scale
+
+
+@triton.jit
+def _end_of(sequence, cu_seqlens_ptr, length, IS_PACKED: tl.constexpr):
+    """The first of the flat tokens after the sequence, int64."""
+    if IS_PACKED:
+        return tl.load(cu_seqlens_ptr + sequence + 1).to(tl.int64)
+    else:
+        return (sequence + 1) * length.to(tl.int64)
+
+
+@triton.jit
+def _sequence_at(token, cu_seqlens_ptr, length, batch, IS_PACKED: tl.constexpr):
+    """The first sequence that ends after the token, int64."""
+    if IS_PACKED:
+        low = token * 0
+        high = low + batch - 1
+        while low < high:
+            middle = (low + high) // 2
+            if tl.load(cu_seqlens_ptr + middle + 1) > token:
+                high = middle
+            else:
+                low = middle + 1
+        return low
+    else:
+        return token // length
+
+
+@triton.jit
+def load_valid(mask_ptr, start, size, HAS_MASK: tl.constexpr, BLOCK: tl.constexpr, FULL: tl.constexpr):
+    """Which tokens of a block are valid."""
+    lanes = tl.arange(0, BLOCK)
+    inside = None if FULL else lanes < size - start
+    if HAS_MASK:
+        return tl.load(mask_ptr + start + lanes, mask=inside, other=None if FULL else 0) != 0  # [BLOCK]
+    elif FULL:
+        return tl.full([BLOCK], True, tl.int1)
+    else:
+        return inside
+
+
+@triton.jit
+def load_tokens(ptr, start, size, valid, HAS: tl.constexpr, DTYPE: tl.constexpr, FULL: tl.constexpr):
+    """Tokens in DTYPE, 0 where they are not valid or there are none.
+
+    The load of a full block has no bounds, because those of a size that is not known to be a multiple of anything would
+    split it into single elements; and tokens under the mask are dropped only after it.
+    """
+    if HAS:
+        lanes = tl.arange(0, valid.shape[0])
+        tokens = tl.load(ptr + start + lanes, mask=None if FULL else lanes < size - start, other=None if FULL else 0)
+        return tl.where(valid, tokens.to(DTYPE), 0.0)  # [BLOCK]
+    else:
+        return tl.zeros(valid.shape, DTYPE)
+
+
+@triton.jit
+def store_tokens(ptr, start, size, tokens):
+    lanes = tl.arange(0, tokens.shape[0])
+    if start + tokens.shape[0] <= size:
+        tl.store(ptr + start + lanes, tokens)
+    else:
+        tl.store(ptr + start + lanes, tokens, mask=lanes < size - start)
+
+
+@triton.jit
+def token_weights(
+    counts_ptr,
+    first_ptr,
+    cu_seqlens_ptr,
+    start,
+    size,
+    length,
+    HAS_WEIGHTS: tl.constexpr,
+    IS_PACKED: tl.constexpr,
+    DTYPE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """1 / (valid tokens of the token's sequence) for a block of tokens; 1 when sequences have no weights."""
+    weight = tl.full([BLOCK], 1.0, DTYPE)
+    if HAS_WEIGHTS:
+        positions = start + tl.arange(0, BLOCK)
+        sequence = tl.load(first_ptr + start // BLOCK).to(tl.int64)
+        weight /= tl.maximum(tl.load(counts_ptr + sequence), 1).to(DTYPE)
+        boundary = _end_of(sequence, cu_seqlens_ptr, length, IS_PACKED)
+        while boundary < tl.minimum(start + BLOCK, size):
+            sequence += 1
+            next_weight = 1.0 / tl.maximum(tl.load(counts_ptr + sequence), 1).to(DTYPE)
+            weight = tl.where(positions >= boundary, next_weight, weight)
+            boundary = _end_of(sequence, cu_seqlens_ptr, length, IS_PACKED)
+    return weight
+
+
+@triton.jit
+def greater(one, other):
+    """The greater of two, NaN if one is."""
+    return tl.where((one > other) | (one != one), one, other)
+
+
+@triton.jit(do_not_specialize=["size", "length", "batch"])
+def _count_tokens_fwd_kernel(
+    counts_ptr,  # [batch] int32, zeros
+    first_ptr,  # [blocks] int32
+    mask_ptr,
+    cu_seqlens_ptr,
+    size,
+    length,
+    batch,
+    IS_PACKED: tl.constexpr,
+    HAS_MASK: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Adds the valid tokens of one block to the counts of its sequences, and says which is the first of them."""
+    start = tl.program_id(0).to(tl.int64) * BLOCK
+    lanes = tl.arange(0, BLOCK)
+    if start + BLOCK <= size:
+        valid = load_valid(mask_ptr, start, size, HAS_MASK, BLOCK, FULL=True)
+    else:
+        valid = load_valid(mask_ptr, start, size, HAS_MASK, BLOCK, FULL=False)
+    sequence = _sequence_at(start, cu_seqlens_ptr, length, batch, IS_PACKED)
+    tl.store(first_ptr + tl.program_id(0), sequence.to(tl.int32))
+    end = tl.minimum(start + BLOCK, size)
+    begin = start
+    while begin < end:
+        stop = tl.minimum(_end_of(sequence, cu_seqlens_ptr, length, IS_PACKED), end)
+        is_here = valid & (lanes >= begin - start) & (lanes < stop - start)
+        tl.atomic_add(counts_ptr + sequence, tl.sum(is_here.to(tl.int32), 0))
+        begin = stop
+        sequence += 1
+
+
+@triton.jit(do_not_specialize=["columns", "batch"])
+def _finish_fwd_kernel(
+    loss_ptr,
+    stats_ptr,  # [STATISTICS]
+    scale_ptr,
+    partial_ptr,  # [STATISTICS, columns] fp64
+    counts_ptr,  # [batch] int32
+    normalizer_ptr,
+    columns,
+    batch,
+    denominator: tl.float64,
+    first: tl.float64,
+    second: tl.float64,
+    third: tl.float64,
+    KIND: tl.constexpr,
+    STATISTICS: tl.constexpr,
+    PARTS: tl.constexpr,
+    HAS_GREATEST: tl.constexpr,
+    HAS_NORMALIZER: tl.constexpr,
+    HAS_DENOMINATOR: tl.constexpr,
+    HAS_COUNTS: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """See `Aggregation.finish`; one program."""
+    rows = tl.arange(0, ROWS)
+    is_greatest = HAS_GREATEST & (rows == STATISTICS - 2)
+    partial = tl.zeros([ROWS, BLOCK], tl.float64)
+    for start in range(0, columns, BLOCK):
+        lanes = start + tl.arange(0, BLOCK)
+        inside = (rows[:, None] < STATISTICS) & (lanes < columns)[None, :]
+        values = tl.load(partial_ptr + rows[:, None] * columns + lanes[None, :], mask=inside, other=0)
+        partial = tl.where(is_greatest[:, None], greater(values, partial), partial + values)
+    totals = tl.where(is_greatest, tl.reduce(partial, 1, greater), tl.sum(partial, 1))  # [ROWS]
+    count = tl.maximum(tl.sum(tl.where(rows == STATISTICS - 1, totals, 0.0), 0), 1.0)
+
+    if HAS_NORMALIZER:
+        divisor = tl.load(normalizer_ptr).to(tl.float64)
+        divisor = tl.where(divisor == 0, 1.0, divisor)
+    elif HAS_DENOMINATOR:
+        divisor = tl.full([], denominator, tl.float64)
+    elif HAS_COUNTS:
+        occupied = tl.zeros([BLOCK], tl.int32)
+        for start in range(0, batch, BLOCK):
+            lanes = start + tl.arange(0, BLOCK)
+            occupied += (tl.load(counts_ptr + lanes, mask=lanes < batch, other=0) > 0).to(tl.int32)
+        divisor = tl.maximum(tl.sum(occupied, 0), 1).to(tl.float64)
+    elif KIND == 0:
+        divisor = count
+    else:
+        divisor = tl.full([], 1.0, tl.float64)
+
+    is_part = rows < PARTS
+    is_mean = rows < STATISTICS - 1 - HAS_GREATEST
+    stats = tl.where(is_part, totals / divisor, tl.where(is_mean, totals / count, totals))
+    first = tl.full([], first, tl.float64)
+    second = tl.full([], second, tl.float64)
+    third = tl.full([], third, tl.float64)
+    coefficients = tl.where(rows == 0, first, tl.where(rows == 1, second, third))  # [ROWS]
+    loss = tl.sum(tl.where(is_part & (coefficients != 0), coefficients * stats, 0.0), 0)
+    tl.store(stats_ptr + rows, stats, mask=rows < STATISTICS)
+    tl.store(loss_ptr, loss)
+    tl.store(scale_ptr, 1.0 / divisor)

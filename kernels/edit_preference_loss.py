@@ -1,0 +1,229 @@
+"""The edited-token Bradley-Terry loss of pairs: masked sums, loss and both gradients in one kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fgrl.extension import interprets_kernels
+from fgrl.kernels._launch import Case, flags, on_device
+from fgrl.types import compute_dtype
+
+_BLOCK = 64 if interprets_kernels() else 512  # the interpreter's tests want several blocks of few tokens
+_WARPS = 4
+
+
+@triton.jit
+def _load_block(rewards_ptr, edits_ptr, mask_ptr, start, width, HAS_MASK: tl.constexpr, BLOCK: tl.constexpr):
+    """Rewards in fp64, and which of the tokens are edited and which kept; neither outside the row or the mask."""
+    lanes = start + tl.arange(0, BLOCK)
+    inside = lanes < width
+    rewards = tl.load(rewards_ptr + lanes, mask=inside, other=0).to(tl.float64)  # [BLOCK]
+    is_edited = tl.load(edits_ptr + lanes, mask=inside, other=0) != 0
+    valid = inside
+    if HAS_MASK:
+        valid &= tl.load(mask_ptr + lanes, mask=inside, other=0) != 0
+    return rewards, valid & is_edited, valid & ~is_edited
+
+
+@triton.jit
+def _sum_side(
+    rewards_ptr, edits_ptr, mask_ptr, width, IS_MEAN: tl.constexpr, HAS_MASK: tl.constexpr, BLOCK: tl.constexpr
+):
+    """Score of a row, what it was divided by, squares of the kept rewards and their number: scalars in fp64."""
+    score = tl.zeros([BLOCK], tl.float64)
+    squares = tl.zeros([BLOCK], tl.float64)
+    edited_count = tl.zeros([BLOCK], tl.int32)
+    kept_count = tl.zeros([BLOCK], tl.int32)
+    for start in range(0, width, BLOCK):
+        rewards, is_edited, is_kept = _load_block(rewards_ptr, edits_ptr, mask_ptr, start, width, HAS_MASK, BLOCK)
+        score += tl.where(is_edited, rewards, 0.0)
+        squares += tl.where(is_kept, rewards * rewards, 0.0)
+        edited_count += is_edited.to(tl.int32)
+        kept_count += is_kept.to(tl.int32)
+    divisor = tl.full([], 1.0, tl.float64)
+    if IS_MEAN:
+        divisor = tl.maximum(tl.sum(edited_count, 0), 1).to(tl.float64)
+    return tl.sum(score, 0) / divisor, divisor, tl.sum(squares, 0), tl.sum(kept_count, 0).to(tl.float64)
+
+
+@triton.jit
+def _store_gradient(
+    grad_ptr,
+    rewards_ptr,
+    edits_ptr,
+    mask_ptr,
+    width,
+    slope,
+    kept_slope,
+    HAS_PENALTY: tl.constexpr,
+    HAS_MASK: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """`slope` at the edited tokens, `kept_slope` times the reward at the kept ones."""
+    for start in range(0, width, BLOCK):
+        rewards, is_edited, is_kept = _load_block(rewards_ptr, edits_ptr, mask_ptr, start, width, HAS_MASK, BLOCK)
+        gradient = tl.where(is_edited, slope, 0.0)
+        if HAS_PENALTY:
+            gradient = tl.where(is_kept, kept_slope * rewards, gradient)
+        lanes = start + tl.arange(0, BLOCK)
+        tl.store(grad_ptr + lanes, gradient, mask=lanes < width)
+
+
+@triton.jit(do_not_specialize=["chosen_width", "rejected_width"])
+def _edit_preference_loss_fwd_kernel(
+    losses_ptr,  # [pairs] fp64
+    margins_ptr,
+    chosen_grad_ptr,
+    rejected_grad_ptr,
+    chosen_rewards_ptr,
+    rejected_rewards_ptr,
+    chosen_edits_ptr,
+    rejected_edits_ptr,
+    chosen_mask_ptr,
+    rejected_mask_ptr,
+    chosen_width,
+    rejected_width,
+    unchanged_weight: tl.float64,
+    margin: tl.float64,
+    IS_MEAN: tl.constexpr,
+    HAS_PENALTY: tl.constexpr,
+    HAS_CHOSEN_MASK: tl.constexpr,
+    HAS_REJECTED_MASK: tl.constexpr,
+    GRAD_CHOSEN: tl.constexpr,
+    GRAD_REJECTED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """One pair. With U the edited tokens of a side and K the kept ones of both:
+
+    S = sum of r_t over U, or their mean;  x = S_chosen - S_rejected - margin
+    loss = -log sigmoid(x) + unchanged_weight * mean of r_t^2 over K
+    d loss / d r_t = -+ sigmoid(-x) (over the tokens of U, for a mean) in U,  2 * unchanged_weight * r_t / |K| in K
+    """
+    pair = tl.program_id(0).to(tl.int64)
+    chosen = pair * chosen_width
+    rejected = pair * rejected_width
+    chosen_rewards_ptr += chosen
+    chosen_edits_ptr += chosen
+    rejected_rewards_ptr += rejected
+    rejected_edits_ptr += rejected
+    if HAS_CHOSEN_MASK:
+        chosen_mask_ptr += chosen
+    if HAS_REJECTED_MASK:
+        rejected_mask_ptr += rejected
+    chosen_score, chosen_divisor, squares, kept = _sum_side(
+        chosen_rewards_ptr, chosen_edits_ptr, chosen_mask_ptr, chosen_width, IS_MEAN, HAS_CHOSEN_MASK, BLOCK
+    )
+    rejected_score, rejected_divisor, rejected_squares, rejected_kept = _sum_side(
+        rejected_rewards_ptr, rejected_edits_ptr, rejected_mask_ptr, rejected_width, IS_MEAN, HAS_REJECTED_MASK, BLOCK
+    )
+    ahead = chosen_score - rejected_score - tl.full([], margin, tl.float64)
+    small = tl.exp(-tl.abs(ahead))
+    loss = tl.where(ahead < 0, -ahead, 0.0) + tl.log(1.0 + small)
+    pull = tl.where(ahead < 0, 1.0, small) / (1.0 + small)
+    penalty = tl.full([], unchanged_weight, tl.float64) / tl.maximum(kept + rejected_kept, 1.0)
+    if HAS_PENALTY:
+        loss += penalty * (squares + rejected_squares)
+    tl.store(losses_ptr + pair, loss)
+    tl.store(margins_ptr + pair, chosen_score - rejected_score)
+    if GRAD_CHOSEN:
+        _store_gradient(
+            chosen_grad_ptr + chosen,
+            chosen_rewards_ptr,
+            chosen_edits_ptr,
+            chosen_mask_ptr,
+            chosen_width,
+            -pull / chosen_divisor,
+            2.0 * penalty,
+            HAS_PENALTY,
+            HAS_CHOSEN_MASK,
+            BLOCK,
+        )
+    if GRAD_REJECTED:
+        _store_gradient(
+            rejected_grad_ptr + rejected,
+            rejected_rewards_ptr,
+            rejected_edits_ptr,
+            rejected_mask_ptr,
+            rejected_width,
+            pull / rejected_divisor,
+            2.0 * penalty,
+            HAS_PENALTY,
+            HAS_REJECTED_MASK,
+            BLOCK,
+        )
+
+
+def edit_preference_loss(
+    chosen_rewards: Tensor,
+    rejected_rewards: Tensor,
+    chosen_edits: Tensor,
+    rejected_edits: Tensor,
+    chosen_mask: Tensor | None,
+    rejected_mask: Tensor | None,
+    mean: bool,
+    unchanged_weight: float,
+    margin: float,
+    grad_chosen_rewards: bool,
+    grad_rejected_rewards: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Loss, margins, and gradients up to a scale; see `fgrl.ops.edit_preference_loss`.
+
+    A program a pair reads its rewards, edits and masks twice, the second time from the cache, and writes the gradients
+    once: 10 bytes a token in fp32 with a mask.
+    """
+    dtype, device, pairs = compute_dtype(chosen_rewards, rejected_rewards), chosen_rewards.device, len(chosen_rewards)
+    chosen_grad, rejected_grad = (
+        torch.empty(rewards.shape if wanted else 0, dtype=dtype, device=device)
+        for rewards, wanted in ((chosen_rewards, grad_chosen_rewards), (rejected_rewards, grad_rejected_rewards))
+    )
+    losses = torch.empty(pairs, dtype=torch.float64, device=device)
+    margins = torch.empty(pairs, dtype=dtype, device=device)
+    if pairs:
+        with on_device(chosen_rewards):
+            _edit_preference_loss_fwd_kernel[(pairs,)](
+                losses,
+                margins,
+                chosen_grad,
+                rejected_grad,
+                chosen_rewards.contiguous(),
+                rejected_rewards.contiguous(),
+                flags(chosen_edits),
+                flags(rejected_edits),
+                flags(chosen_mask),
+                flags(rejected_mask),
+                chosen_rewards.shape[1],
+                rejected_rewards.shape[1],
+                unchanged_weight,
+                margin,
+                IS_MEAN=mean,
+                HAS_PENALTY=unchanged_weight != 0,
+                HAS_CHOSEN_MASK=chosen_mask is not None,
+                HAS_REJECTED_MASK=rejected_mask is not None,
+                GRAD_CHOSEN=grad_chosen_rewards,
+                GRAD_REJECTED=grad_rejected_rewards,
+                BLOCK=_BLOCK,
+                num_warps=_WARPS,
+            )
+    factor = 1 / max(pairs, 1)
+    scale = torch.full((), factor, dtype=dtype, device=device)
+    return (losses.sum() * factor).to(dtype), margins, scale, chosen_grad, rejected_grad
+
+
+def aot_cases() -> Iterator[Case]:
+    """Sums and means, with every input and with the fewest, in fp32, bf16 and fp64."""
+    for label, dtype, full in (
+        ("float32", torch.float32, False),
+        ("float32 all inputs", torch.float32, True),
+        ("bfloat16 all inputs", torch.bfloat16, True),
+        ("float64 all inputs", torch.float64, True),
+    ):
+        rewards = torch.empty(512, 1000, dtype=dtype, device="meta")
+        edits = torch.empty(512, 1000, dtype=torch.bool, device="meta")
+        mask = edits if full else None
+        arguments = (rewards, rewards, edits, edits, mask, mask, full, 0.1 * full, 0.0, True, True)
+        yield Case(label, edit_preference_loss, arguments)

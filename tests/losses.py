@@ -1,0 +1,116 @@
+"""The losses that compute their own gradients: inputs for every option, and what makes a result right."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from hypothesis import strategies as st
+from numerics import MASKS, POISONS, assert_as_accurate, leaf, make_mask, poisoned
+from torch import Tensor
+
+import fgrl
+from fgrl.ops import PPOLossConfig
+
+AGGREGATIONS = ("token-mean", "token-sum", "seq-mean-token-sum", "seq-mean-token-mean")
+ESTIMATORS = ("k1", "k2", "k3", "abs", "k1+", "k2+", "k3+", "abs+")
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+DIFFERENTIABLE = ("logprobs", "entropy", "values", "chosen_rewards", "rejected_rewards")
+
+CONFIGS = st.builds(
+    PPOLossConfig,
+    clip_low=st.sampled_from([0.0, 0.2, 1.0]),
+    clip_high=st.sampled_from([0.0, 0.28, 10.0]),
+    dual_clip=st.sampled_from([None, 1.01, 3.0]),
+    kl_coef=st.sampled_from([0.0, 0.7]),
+    kl_estimator=st.sampled_from(ESTIMATORS),
+    entropy_coef=st.sampled_from([0.0, 0.3, -0.1]),
+    importance_cap=st.sampled_from([None, 0.8, 2.0]),
+    aggregation=st.sampled_from(AGGREGATIONS),
+)
+
+
+def draw_ppo(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """Log-probabilities apart enough that every branch of the clipping is taken, and some not apart at all."""
+    logprobs = -torch.rand(shape) * 3
+
+    def near(scale: float) -> Tensor:
+        return logprobs + scale * torch.randn(shape) * (torch.rand(shape) < 0.8)
+
+    inputs = {
+        "logprobs": logprobs,
+        "old_logprobs": near(0.4),
+        "advantages": torch.randn(shape) * (torch.rand(shape) < 0.9),
+        "ref_logprobs": near(1.0),
+        "entropy": torch.rand(shape) * 2,
+        "rollout_logprobs": near(0.4),
+    }
+    return {name: tensor.to(dtype) for name, tensor in inputs.items()}
+
+
+def draw_value(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """Values on either side of the interval around the old ones, and of the returns."""
+    values = torch.randn(shape)
+    inputs = {
+        "values": values,
+        "old_values": values + 0.4 * torch.randn(shape),
+        "returns": values + torch.randn(shape),
+    }
+    return {name: tensor.to(dtype) for name, tensor in inputs.items()}
+
+
+def outcome(op: Any, inputs: Mapping[str, Tensor | None], **options: Any) -> dict[str, Tensor]:
+    """What a loss returns and the gradients of three times it, by name."""
+    leaves = {name: leaf(tensor) for name, tensor in inputs.items() if tensor is not None and name in DIFFERENTIABLE}
+    result = op(**{**inputs, **leaves}, **options)
+    (3 * result.loss).backward()
+    rest = result.stats if hasattr(result, "stats") else {"margins": result.margins}
+    gradients = {f"gradient by {name}": tensor.grad for name, tensor in leaves.items() if tensor.grad is not None}
+    return {"loss": result.loss.detach(), **rest, **gradients}
+
+
+def assert_right(name: str, inputs: Mapping[str, Tensor | None], device: torch.device, **options: Any) -> None:
+    """The loss, every statistic and every gradient are as accurate as PyTorch's in the same dtype."""
+
+    def on(tensor: Any) -> Any:
+        return tensor.to(device) if isinstance(tensor, Tensor) else tensor
+
+    def wide(tensor: Tensor | None) -> Tensor | None:
+        return tensor.double() if isinstance(tensor, Tensor) and tensor.is_floating_point() else tensor
+
+    ours = outcome(
+        getattr(fgrl.ops, name), {k: on(v) for k, v in inputs.items()}, **{k: on(v) for k, v in options.items()}
+    )
+    with fgrl.use_backend("reference"):
+        plain = outcome(getattr(fgrl.ops, name), inputs, **options)
+        exact = outcome(getattr(fgrl.ops, name), {k: wide(v) for k, v in inputs.items()}, **options)
+    assert ours.keys() == plain.keys()
+    mask = options.get("mask")
+    for key, baseline in plain.items():
+        found = ours[key].cpu()
+        assert found.dtype == baseline.dtype, key
+        assert_as_accurate(found, baseline, exact[key], message=key)
+        if mask is not None and key in ("gradient by logprobs", "gradient by entropy", "gradient by values"):
+            assert (found[mask == 0] == 0).all(), key
+
+
+@st.composite
+def layouts(draw: st.DrawFn, lengths: tuple[int, ...]) -> tuple[tuple[int, ...], Tensor | None, Tensor | None, int]:
+    """A shape, a mask, offsets of sequences or None, and a seed: padded, or packed with empty sequences among them."""
+    seed = draw(st.integers(0, 10**6))
+    torch.manual_seed(seed)
+    batch, length = draw(st.sampled_from([0, 1, 3])), draw(st.sampled_from(lengths))
+    kind = draw(st.sampled_from(MASKS))
+    mask = make_mask(kind, (batch, length)) if batch and length else None
+    if not draw(st.booleans()):
+        return (batch, length), mask, None, seed
+    size = batch * length
+    bounds = sorted(draw(st.lists(st.integers(0, size), max_size=4)))
+    return (size,), None if mask is None else mask.reshape(-1), torch.tensor([0, *bounds, size]), seed
+
+
+def spoil(inputs: Mapping[str, Tensor | None], mask: Tensor | None) -> Iterator[tuple[str, dict[str, Tensor | None]]]:
+    """The inputs with each kind of poison wherever the mask is false."""
+    for name, value in POISONS.items():
+        yield name, {k: None if v is None else poisoned(v, mask, value) for k, v in inputs.items()}

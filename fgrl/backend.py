@@ -30,7 +30,7 @@ _IMPLEMENTATIONS: dict[str, tuple[str, ...]] = {
     "whiten": ("triton",),
     "ppo_loss": ("cpp",),
     "value_loss": (),
-    "linear_logprobs": (),
+    "linear_logprobs": ("cpp", "triton"),
     "linear_ppo_loss": (),
 }
 

@@ -59,7 +59,7 @@ def linear_ppo_loss(
         >>> result.loss, result.logprobs
         (tensor(-1., grad_fn=...), tensor([-2.0794, -2.0794]))
     """
-    check_linear_inputs(hidden, weight, targets, bias, temperature, softcap, mask)
+    check_linear_inputs(hidden, weight, targets, bias, temperature, softcap, mask, None)
     _checks.check_config(config)
     _checks.check_float("advantages", advantages)
     for name, tensor in (

@@ -31,7 +31,7 @@ _IMPLEMENTATIONS: dict[str, tuple[str, ...]] = {
     "ppo_loss": ("cpp",),
     "value_loss": (),
     "linear_logprobs": ("cpp", "triton"),
-    "linear_ppo_loss": (),
+    "linear_ppo_loss": ("cpp", "triton"),
 }
 
 _requested: ContextVar[Backend] = ContextVar("fgrl_backend", default="auto")

@@ -58,8 +58,8 @@ class Statistics(NamedTuple):
     def slopes(self, logprobs: Tensor | None, entropy: Tensor | None, temperature: float) -> Tensor:
         """`[4, R]` for `logit_gradient`, from a loss's derivatives by logprobs and entropy (None: it has none)."""
         zero = torch.zeros_like(self.max)
-        by_logprob = zero if logprobs is None else logprobs / temperature
-        by_entropy = zero if entropy is None else entropy / temperature
+        by_logprob = zero if logprobs is None else logprobs.to(zero.dtype) / temperature
+        by_entropy = zero if entropy is None else entropy.to(zero.dtype) / temperature
         constant = (by_entropy * (self.moment / self.total) - by_logprob) / self.total
         return torch.stack([self.max, constant, -by_entropy / self.total, by_logprob])
 
@@ -183,6 +183,8 @@ class Gradients:
     def __init__(self, rows: LinearRows, wants: list[bool], dtypes: list[torch.dtype]) -> None:
         self._rows, self._wants, self._dtypes = rows, wants, dtypes
         self._is_first = True
+        self.is_fp16 = rows.head.operands == torch.float16
+        """Whether gradients by logits are, so that they must not become too small."""
         hidden, weight, dtype = rows.hidden, rows.head.weight, rows.head.dtype
         make = hidden.new_empty if rows.kept is None else hidden.new_zeros
         self.hidden = make(hidden.shape if wants[0] else 0, dtype=dtypes[0])
@@ -206,11 +208,14 @@ class Gradients:
             self.bias += out.sum(0, dtype=self.bias.dtype)
         self._is_first = False
 
-    def result(self, shape: torch.Size) -> tuple[Tensor, Tensor, Tensor]:
-        """The gradients, by hidden in the `shape` of the input; empty where they are not wanted."""
+    def result(self, shape: torch.Size, factor: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """The gradients times `factor`, by hidden in the `shape` of the input; empty where they are not wanted."""
         if self._is_first:
             self.weight.zero_()
         hidden = self.hidden.reshape(shape) if self._wants[0] else self.hidden
+        if factor is not None:
+            for gradient in (hidden, self.weight, self.bias):
+                gradient.mul_(factor)
         return hidden, self.weight.to(self._dtypes[1]), self.bias.to(self._dtypes[2])
 
 
@@ -269,6 +274,6 @@ def _vocabulary_shard_fake(weight: Tensor, group: str) -> Tensor:
 
 
 def _process_group(name: str) -> Any:
-    from torch.distributed.distributed_c10d import _resolve_process_group
+    from torch.distributed import distributed_c10d
 
-    return _resolve_process_group(name)
+    return distributed_c10d._resolve_process_group(name)  # type: ignore[attr-defined, arg-type]

@@ -14,13 +14,13 @@ from fgrl.ops._library import LIBRARY
 from fgrl.ops._linear import Gradients, LinearRows, Statistics, fake_gradients, implement
 from fgrl.types import compute_dtype
 
-_INPUTS = (
+INPUTS = (
     "Tensor hidden, Tensor weight, Tensor targets, Tensor? bias, Tensor? mask, float temperature, float? softcap, "
     "Tensor? shard, str? group"
 )
-LIBRARY.define(f"linear_logprobs({_INPUTS}) -> (Tensor logprobs, Tensor entropy, Tensor statistics)")
+LIBRARY.define(f"linear_logprobs({INPUTS}) -> (Tensor logprobs, Tensor entropy, Tensor statistics)")
 LIBRARY.define(
-    f"linear_logprobs_backward({_INPUTS}, Tensor statistics, Tensor? logprob_slopes, Tensor? entropy_slopes, "
+    f"linear_logprobs_backward({INPUTS}, Tensor statistics, Tensor? logprob_slopes, Tensor? entropy_slopes, "
     "bool[3] wants) -> (Tensor hidden_grad, Tensor weight_grad, Tensor bias_grad)"
 )
 
@@ -162,7 +162,7 @@ def _backward(hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | No
     """Four products with the forward's: the logits once more, then the gradients by hidden states and head."""
     *options, statistics, logprob_slopes, entropy_slopes, wants = rest
     rows = LinearRows(hidden, weight, targets, bias, *options)
-    gradients = Gradients(rows, wants, _dtypes(hidden, weight, bias))
+    gradients = Gradients(rows, wants, dtypes(hidden, weight, bias))
     slopes = [None if slope is None else slope.reshape(-1) for slope in (logprob_slopes, entropy_slopes)]
     for chunk in rows.chunks():
         found = Statistics(*statistics[:, chunk.places])
@@ -187,10 +187,10 @@ def _forward_fake(
 def _backward_fake(
     hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, *rest: Any
 ) -> tuple[Tensor, ...]:
-    return fake_gradients(hidden, weight, rest[-1], _dtypes(hidden, weight, bias))
+    return fake_gradients(hidden, weight, rest[-1], dtypes(hidden, weight, bias))
 
 
-def _dtypes(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> list[torch.dtype]:
+def dtypes(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> list[torch.dtype]:
     return [hidden.dtype, weight.dtype, weight.dtype if bias is None else bias.dtype]
 
 

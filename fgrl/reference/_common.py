@@ -52,7 +52,7 @@ def gather_shards(shard: Tensor, process_group: Any) -> Tensor:
 
     For computations that are the same on each process from there on.
     """
-    return shard if process_group is None else _GatheredShards.apply(shard, process_group)
+    return shard if process_group is None else _GatheredShards.apply(shard, process_group)  # type: ignore[no-untyped-call]
 
 
 class _GatheredShards(torch.autograd.Function):

@@ -167,8 +167,8 @@ def _forward(
         slopes, entropy_slopes = torch.ops.fgrl.ppo_loss(*tokens, *options, True, entropy_coef != 0)[3:]
         gradients.add(chunk, statistics, slopes * share, entropy_slopes * share if entropy_coef else None)
     logprobs, entropy = logprobs.reshape(targets.shape), entropy.reshape(targets.shape)
-    tokens = (logprobs, old_logprobs, advantages, mask, ref_logprobs, entropy, rollout_logprobs)
-    loss, stats = torch.ops.fgrl.ppo_loss(*tokens, *aggregation, *options, False, False)[:2]
+    everything = (logprobs, old_logprobs, advantages, mask, ref_logprobs, entropy, rollout_logprobs)
+    loss, stats = torch.ops.fgrl.ppo_loss(*everything, *aggregation, *options, False, False)[:2]
     return loss, stats, logprobs, *gradients.result(hidden.shape, late)
 
 

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from fgrl.types import compute_dtype
 
-# Words a block has on the CPU, and wherever the head has to be converted: the block of a result stays in the cache.
-_BLOCK = 4096
+_BLOCK = 4096  # words of the head that are converted at a time
 
 
 class Head:
@@ -34,8 +33,7 @@ class Head:
         is_cpu = weight.device.type == "cpu"
         self.operands = self.dtype if is_cpu else torch.promote_types(hidden.dtype, weight.dtype)
         """What is multiplied: hidden states, the head, and gradients by logits."""
-        whole = weight.dtype == self.operands and not is_cpu
-        self._block = weight.shape[0] if whole else _BLOCK
+        self._block = weight.shape[0] if weight.dtype == self.operands else _BLOCK
 
     def logits(self, hidden: Tensor, out: Tensor) -> None:
         """`out [R, V] = hidden [R, D] @ weight.T`"""
@@ -51,9 +49,7 @@ class Head:
 
     def weight_gradient(self, slopes: Tensor, hidden: Tensor, out: Tensor, *, add: bool) -> None:
         """`out [V, D] = slopes [R, V].T @ hidden [R, D]`, or `+=`."""
-        for start in range(0, out.shape[0], self._block):
-            words = slice(start, start + self._block)
-            (multiply_add if add else multiply)(slopes[:, words].T, hidden, out[words])
+        (multiply_add if add else multiply)(slopes.T, hidden, out)
 
     def _blocks(self) -> Iterator[tuple[slice, Tensor]]:
         for start in range(0, self.weight.shape[0], self._block):
@@ -63,9 +59,7 @@ class Head:
 
 def multiply(a: Tensor, b: Tensor, out: Tensor) -> None:
     """`out = a @ b`"""
-    if _multiplies_with_onednn(a):
-        out.copy_(torch.ops.mkldnn._linear_pointwise(a, b.T, None, "none", [], ""))
-    elif a.dtype == out.dtype:
+    if a.dtype == out.dtype:
         torch.mm(a, b, out=out)
     elif _widens(a.device.type, a.dtype):
         torch.mm(a, b, out_dtype=out.dtype, out=out)
@@ -75,22 +69,12 @@ def multiply(a: Tensor, b: Tensor, out: Tensor) -> None:
 
 def multiply_add(a: Tensor, b: Tensor, to: Tensor) -> None:
     """`to += a @ b`"""
-    if _multiplies_with_onednn(a):
-        to.add_(torch.ops.mkldnn._linear_pointwise(a, b.T, None, "none", [], ""))
-    elif a.dtype == to.dtype:
+    if a.dtype == to.dtype:
         torch.addmm(to, a, b, out=to)
     elif _widens(a.device.type, a.dtype):
         torch.addmm(to, a, b, out_dtype=to.dtype, out=to)
     else:
         to.add_(torch.mm(a, b))
-
-
-def _multiplies_with_onednn(a: Tensor) -> bool:
-    """Whether oneDNN's product is to be had, which torch.mm does not use for fp32.
-
-    It is twice as fast as MKL's on processors that MKL takes for unknown, and as fast on the others.
-    """
-    return a.device.type == "cpu" and a.dtype == torch.float32 and torch.backends.mkldnn.is_available()
 
 
 @cache

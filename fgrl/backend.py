@@ -30,8 +30,8 @@ _IMPLEMENTATIONS: dict[str, tuple[str, ...]] = {
     "whiten": ("cpp", "triton"),
     "ppo_loss": ("triton", "cpp"),
     "value_loss": ("triton", "cpp"),
-    "linear_logprobs": (),
-    "linear_ppo_loss": (),
+    "linear_logprobs": ("cpp", "triton"),
+    "linear_ppo_loss": ("cpp", "triton"),
 }
 
 _requested: ContextVar[Backend] = ContextVar("fgrl_backend", default="auto")

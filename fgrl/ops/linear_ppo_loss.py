@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from fgrl import backend
 from fgrl.ops import _checks
-from fgrl.ops.linear_logprobs import check_linear_inputs
-from fgrl.types import LinearPPOLoss, PPOLossConfig
+from fgrl.ops._aggregation import AGGREGATIONS, split_normalizer, wants_gradient
+from fgrl.ops._library import LIBRARY
+from fgrl.ops._linear import Gradients, LinearRows, fake_gradients, implement
+from fgrl.ops.linear_logprobs import INPUTS, check_linear_inputs, dtypes, group_name
+from fgrl.ops.ppo_loss import STATS, scalars
+from fgrl.types import LinearPPOLoss, PPOLossConfig, compute_dtype
+
+LIBRARY.define(
+    f"linear_ppo_loss({INPUTS}, Tensor? old_logprobs, Tensor advantages, Tensor? ref_logprobs, "
+    "Tensor? rollout_logprobs, Tensor? normalizer, Tensor? cu_seqlens, float denominator, int aggregation, "
+    "float clip_low, float clip_high, float dual_clip, float kl_coef, int kl_estimator, float entropy_coef, "
+    "float importance_cap, bool[3] wants) "
+    "-> (Tensor loss, Tensor stats, Tensor logprobs, Tensor hidden_grad, Tensor weight_grad, Tensor bias_grad)"
+)
+_TOKEN_SUM = AGGREGATIONS.index("token-sum")
 
 
 def linear_ppo_loss(
@@ -26,8 +43,14 @@ def linear_ppo_loss(
     normalizer: float | Tensor | None = None,
     cu_seqlens: Tensor | None = None,
     config: PPOLossConfig = PPOLossConfig(),
+    process_group: Any = None,
 ) -> LinearPPOLoss:
     """`linear_logprobs` followed by `ppo_loss`, with the same numbers; entropy comes from the same pass.
+
+    Gradients are computed along with the loss, chunk by chunk of `FGRL_CHUNK_MB` (environment; default 64 MiB on the
+    CPU, 1024 on a GPU): three matrix products in all, no logits are kept and none are computed again. That of the head
+    is summed in fp32 also for bf16 and fp16 weights, so it takes 4 bytes a weight while the forward runs. The backward
+    pass multiplies by the slope of the loss, in place unless `retain_graph=True` asks for another one.
 
     Args:
         hidden: `[N, D]` or `[B, T, D]`; the state at the position that *predicts* the target.
@@ -35,7 +58,8 @@ def linear_ppo_loss(
         targets: `[N]` or `[B, T]`, int32 or int64; any value is allowed where the mask is false.
         old_logprobs: shape of `targets`; None is on-policy.
         advantages: shape of `targets`.
-        mask: shape of `targets`, bool or 0/1. Rows with mask 0 are never multiplied.
+        mask: shape of `targets`, bool or 0/1. Rows with mask 0 are never multiplied. Finding the others makes the
+            host wait for the GPU, once; rows that are packed already and no mask do not.
         bias: `[V]`.
         temperature: the sampling temperature, greater than 0; applied after the soft-cap.
         softcap: logit soft-cap, greater than 0.
@@ -44,6 +68,7 @@ def linear_ppo_loss(
         normalizer: denominator of the aggregation over the *global* batch. Default: the local count.
         cu_seqlens: `[B + 1]` offsets of packed `[N]` tokens; the seq-* aggregations need it for packed tokens.
         config: the options of the loss.
+        process_group: the processes over which the vocabulary is split, as in `linear_logprobs`.
 
     Returns:
         `LinearPPOLoss(loss, stats, logprobs)`: see `ppo_loss`; `logprobs` without gradient, in the shape of `targets`.
@@ -59,7 +84,7 @@ def linear_ppo_loss(
         >>> result.loss, result.logprobs
         (tensor(-1., grad_fn=...), tensor([-2.0794, -2.0794]))
     """
-    check_linear_inputs(hidden, weight, targets, bias, temperature, softcap, mask)
+    shard = check_linear_inputs(hidden, weight, targets, bias, temperature, softcap, mask, process_group)
     _checks.check_config(config)
     _checks.check_float("advantages", advantages)
     for name, tensor in (
@@ -76,20 +101,136 @@ def linear_ppo_loss(
     _checks.check_normalizer(normalizer)
     if config.kl_coef and ref_logprobs is None:
         raise ValueError(f"ref_logprobs is None; config.kl_coef {config.kl_coef} needs it")
-    run = backend.only_reference("linear_ppo_loss", hidden.device)
-    return run(
+    if backend.resolve("linear_ppo_loss", hidden.device) == "reference":
+        return backend.reference("linear_ppo_loss", hidden.device)(
+            hidden,
+            weight,
+            targets,
+            old_logprobs,
+            advantages,
+            mask,
+            bias=bias,
+            temperature=temperature,
+            softcap=softcap,
+            ref_logprobs=ref_logprobs,
+            rollout_logprobs=rollout_logprobs,
+            normalizer=normalizer,
+            cu_seqlens=cu_seqlens,
+            config=config,
+            process_group=process_group,
+        )
+    divisor, denominator = split_normalizer(normalizer, hidden.device)
+    loss, stats, logprobs, *_ = torch.ops.fgrl.linear_ppo_loss(
         hidden,
         weight,
         targets,
+        bias,
+        mask,
+        float(temperature),
+        None if softcap is None else float(softcap),
+        shard,
+        group_name(process_group),
         old_logprobs,
         advantages,
-        mask,
-        bias=bias,
-        temperature=temperature,
-        softcap=softcap,
-        ref_logprobs=ref_logprobs,
-        rollout_logprobs=rollout_logprobs,
-        normalizer=normalizer,
-        cu_seqlens=cu_seqlens,
-        config=config,
+        ref_logprobs,
+        rollout_logprobs,
+        divisor,
+        cu_seqlens,
+        denominator,
+        *scalars(config),
+        [wants_gradient(hidden), wants_gradient(weight), bias is not None and wants_gradient(bias)],
     )
+    return LinearPPOLoss(loss, dict(zip(STATS, stats.unbind(), strict=True)), logprobs)
+
+
+def _forward(
+    hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, mask: Tensor | None, *rest: Any
+) -> tuple[Tensor, ...]:
+    *select, old_logprobs, advantages, ref_logprobs, rollout_logprobs = rest[:8]
+    *aggregation, clip_low, clip_high, dual_clip, kl_coef, kl_estimator, entropy_coef, importance_cap, wants = rest[8:]
+    options = (clip_low, clip_high, dual_clip, kl_coef, kl_estimator, entropy_coef, importance_cap)
+    rows = LinearRows(hidden, weight, targets, bias, mask, *select)
+    logprobs, entropy = rows.empty(), rows.empty()
+    gradients = Gradients(rows, wants, _kept_dtypes(hidden, weight, bias))
+    shares, late = _shares(targets, logprobs, mask, aggregation, gradients.is_fp16) if any(wants) else (None, None)
+    for chunk in rows.chunks():
+        logps, statistics = rows.statistics(chunk)
+        entropies = statistics.entropy()
+        logprobs[chunk.places], entropy[chunk.places] = logps, entropies
+        if shares is None:
+            continue
+        old, advantage, ref, rollout, share = (
+            None if tensor is None else tensor.reshape(-1)[chunk.places]
+            for tensor in (old_logprobs, advantages, ref_logprobs, rollout_logprobs, shares)
+        )
+        tokens = (logps, old, advantage, None, ref, entropies, rollout, None, None, 0.0, _TOKEN_SUM)
+        slopes, entropy_slopes = torch.ops.fgrl.ppo_loss(*tokens, *options, True, entropy_coef != 0)[3:]
+        gradients.add(chunk, statistics, slopes * share, entropy_slopes * share if entropy_coef else None)
+    logprobs, entropy = logprobs.reshape(targets.shape), entropy.reshape(targets.shape)
+    everything = (logprobs, old_logprobs, advantages, mask, ref_logprobs, entropy, rollout_logprobs)
+    loss, stats = torch.ops.fgrl.ppo_loss(*everything, *aggregation, *options, False, False)[:2]
+    return loss, stats, logprobs, *gradients.result(hidden.shape, late)
+
+
+def _shares(
+    targets: Tensor, logprobs: Tensor, mask: Tensor | None, aggregation: list[Any], is_fp16: bool
+) -> tuple[Tensor, Tensor | None]:
+    """What the derivative of each token's loss is multiplied by to be that of the whole, and a factor left for later.
+
+    The derivative of the loss that is the sum of the log-probabilities. fp16 has no room for a gradient divided by a
+    number of tokens: there that waits until sums in fp32 are complete.
+    """
+    zeros = logprobs.new_zeros(targets.shape)
+    tokens = (zeros, None, zeros - 1, mask, None, None, None)
+    *_, scale, shares, _ = torch.ops.fgrl.ppo_loss(*tokens, *aggregation, *scalars(PPOLossConfig())[1:], True, False)
+    return (shares, scale) if is_fp16 else (shares * scale, None)
+
+
+implement("linear_ppo_loss", _forward)
+
+
+@torch.library.register_fake("fgrl::linear_ppo_loss", lib=LIBRARY)
+def _fake(hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
+    dtype = compute_dtype(hidden, weight, bias)
+    loss_dtype = compute_dtype(hidden, weight, bias, *rest[5:9])
+    return (
+        hidden.new_empty((), dtype=loss_dtype),
+        hidden.new_empty(len(STATS), dtype=loss_dtype),
+        hidden.new_empty(targets.shape, dtype=dtype),
+        *fake_gradients(hidden, weight, rest[-1], _kept_dtypes(hidden, weight, bias)),
+    )
+
+
+def _kept_dtypes(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> list[torch.dtype]:
+    """What the gradients wait for the backward pass in: fp16 would lose what its loss scale is there to keep."""
+    return [torch.float32 if dtype == torch.float16 else dtype for dtype in dtypes(hidden, weight, bias)]
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    hidden, weight, _, bias = inputs[:4]
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+    ctx.inputs, ctx.dtypes = len(inputs), dtypes(hidden, weight, bias)
+    ctx.save_for_backward(*output[3:])
+
+
+@once_differentiable
+def _formula(ctx: Any, slope: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    result: list[Tensor | None] = [None] * ctx.inputs
+    if slope is not None:
+        for place, gradient, dtype in zip((0, 1, 3), ctx.saved_tensors, ctx.dtypes, strict=True):
+            if ctx.needs_input_grad[place]:
+                result[place] = _multiply(gradient, slope).to(dtype)
+    return tuple(result)
+
+
+def _multiply(gradient: Tensor, slope: Tensor) -> Tensor:
+    """`gradient * slope`, in place where nobody can ask for the gradient again: it is as large as the head."""
+    if type(gradient) is not Tensor or torch._C._autograd._get_current_graph_task_keep_graph():
+        return gradient * slope
+    if slope.device.type == "cpu" and slope == 1:
+        return gradient
+    return gradient.mul_(slope)
+
+
+torch.library.register_autograd("fgrl::linear_ppo_loss", _formula, setup_context=_setup_context, lib=LIBRARY)

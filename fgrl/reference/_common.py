@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 
@@ -42,3 +45,31 @@ class Rows:
     def join(self, rows: Tensor) -> Tensor:
         """`[B, T]` back to the layout of the input."""
         return rows if self.inside is None else rows[self.inside]
+
+
+def gather_shards(shard: Tensor, process_group: Any) -> Tensor:
+    """The shards `[V_rank, ...]` of all processes of the group end to end; its gradient is the part of this process.
+
+    For computations that are the same on each process from there on.
+    """
+    return shard if process_group is None else _GatheredShards.apply(shard, process_group)  # type: ignore[no-untyped-call]
+
+
+class _GatheredShards(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, shard: Tensor, process_group: Any) -> Tensor:
+        size = torch.tensor([len(shard)], device=shard.device)
+        sizes = [torch.empty_like(size) for _ in range(dist.get_world_size(process_group))]
+        dist.all_gather(sizes, size, group=process_group)
+        lengths = [int(size) for size in sizes]
+        padded = shard.new_zeros(max(lengths), *shard.shape[1:])
+        padded[: len(shard)] = shard
+        shards = [torch.empty_like(padded) for _ in lengths]
+        dist.all_gather(shards, padded, group=process_group)
+        start = sum(lengths[: dist.get_rank(process_group)])
+        ctx.rows = slice(start, start + len(shard))
+        return torch.cat([other[:length] for other, length in zip(shards, lengths, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient[ctx.rows], None

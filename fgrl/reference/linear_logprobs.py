@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from fgrl.reference._common import as_mask
+from fgrl.reference._common import as_mask, gather_shards
 from fgrl.types import compute_dtype
 
 
@@ -19,6 +21,7 @@ def linear_logprobs(
     softcap: float | None = None,
     mask: Tensor | None = None,
     return_entropy: bool = False,
+    process_group: Any = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """See `fgrl.ops.linear_logprobs`.
 
@@ -26,8 +29,10 @@ def linear_logprobs(
         logp    = z_target - logsumexp(z)
         entropy = logsumexp(z) - sum softmax(z) * z
 
-    Rows under a false mask are never multiplied.
+    Rows under a false mask are never multiplied. A head that is split over `process_group` is put together first.
     """
+    weight = gather_shards(weight, process_group)
+    bias = None if bias is None else gather_shards(bias, process_group)
     valid = as_mask(mask, targets)
     log_softmax = valid_log_softmax(hidden, weight, valid, bias=bias, temperature=temperature, softcap=softcap)
     logprobs = target_logprobs(log_softmax, targets, valid)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
-from fgrl.reference._common import as_mask
+from fgrl.reference._common import as_mask, gather_shards
 from fgrl.reference.linear_logprobs import entropies, target_logprobs, valid_log_softmax
 from fgrl.reference.ppo_loss import ppo_loss
 from fgrl.types import LinearPPOLoss, PPOLossConfig
@@ -26,11 +28,14 @@ def linear_ppo_loss(
     normalizer: float | Tensor | None = None,
     cu_seqlens: Tensor | None = None,
     config: PPOLossConfig = PPOLossConfig(),
+    process_group: Any = None,
 ) -> LinearPPOLoss:
     """See `fgrl.ops.linear_ppo_loss`: `linear_logprobs` with its entropy, then `ppo_loss`.
 
     An entropy that is only reported has no graph, which would keep two more `[M, V]` for the backward pass.
     """
+    weight = gather_shards(weight, process_group)
+    bias = None if bias is None else gather_shards(bias, process_group)
     valid = as_mask(mask, targets)
     log_softmax = valid_log_softmax(hidden, weight, valid, bias=bias, temperature=temperature, softcap=softcap)
     logprobs = target_logprobs(log_softmax, targets, valid)

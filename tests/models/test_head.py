@@ -96,8 +96,60 @@ def test_adapters_are_seen_through() -> None:
     assert not torch.allclose(states.hidden, without.hidden)
 
 
-def test_a_head_with_adapters_of_its_own_is_refused() -> None:
+def with_lora(dropout: float = 0.0, **options: Any) -> Any:
     peft = pytest.importorskip("peft")
-    model = peft.get_peft_model(build("Llama"), peft.LoraConfig(r=2, target_modules=["lm_head"]))
-    with pytest.raises(ValueError, match="output head"):
-        hidden_states_and_head(model, torch.ones(1, 3, dtype=torch.long))
+    config = peft.LoraConfig(
+        r=2, lora_alpha=6, target_modules=["lm_head"], init_lora_weights=False, lora_dropout=dropout, **options
+    )
+    return peft.get_peft_model(build("Llama"), config)
+
+
+def test_lora_on_the_head_is_merged_with_its_gradient() -> None:
+    model, ids = with_lora(), torch.randint(1, 96, (1, 5))
+    model.add_adapter("second", model.peft_config["default"])
+    for adapters in (["default"], ["default", "second"]):
+        model.base_model.set_adapter(adapters)
+        slopes = []
+        for logits in (model(ids).logits, torch.nn.functional.linear(*hidden_states_and_head(model, ids)[:3])):
+            loss = logits.square().sum()
+            trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+            slopes.append([logits, *torch.autograd.grad(loss, trained)])
+        assert len(slopes[0]) == 1 + 2 * len(adapters)
+        for ours, expected in zip(*slopes, strict=True):
+            assert (ours - expected).norm() <= 1e-5 * expected.norm()
+    with model.disable_adapter():
+        states = hidden_states_and_head(model, ids)
+        torch.testing.assert_close(states.hidden @ states.weight.T, model(ids).logits)
+    model.merge_adapter()
+    states = hidden_states_and_head(model, ids)
+    torch.testing.assert_close(states.hidden @ states.weight.T, model(ids).logits)
+
+
+def test_a_head_that_peft_trains_whole() -> None:
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"], task_type="CAUSAL_LM")
+    model, ids = peft.get_peft_model(build("Llama"), config), torch.randint(1, 96, (1, 5))
+    with torch.no_grad():
+        for parameter in model.base_model.model.lm_head.modules_to_save.parameters():
+            parameter.mul_(2)
+        states = hidden_states_and_head(model, ids)
+        torch.testing.assert_close(states.hidden @ states.weight.T, model(ids).logits)
+        with model.disable_adapter():
+            states = hidden_states_and_head(model, ids)
+            torch.testing.assert_close(states.hidden @ states.weight.T, model(ids).logits)
+
+
+def test_adapters_that_are_no_merged_weight_are_refused() -> None:
+    ids = torch.ones(1, 3, dtype=torch.long)
+    dropping = with_lora(dropout=0.5)
+    hidden_states_and_head(dropping.eval(), ids)
+    with pytest.raises(ValueError, match=r"lora_dropout 0\.5 while training"):
+        hidden_states_and_head(dropping.train(), ids)
+    with pytest.raises(ValueError, match="DoRA"):
+        hidden_states_and_head(with_lora(use_dora=True), ids)
+    with pytest.raises(ValueError, match="has a bias"):
+        hidden_states_and_head(with_lora(lora_bias=True), ids)
+    peft = pytest.importorskip("peft")
+    other = peft.get_peft_model(build("Llama"), peft.IA3Config(target_modules=["lm_head"], feedforward_modules=[]))
+    with pytest.raises(ValueError, match="adapters that are not LoRA"):
+        hidden_states_and_head(other, ids)

@@ -153,8 +153,8 @@ def test_entropy_bonus_needs_no_entropy_argument() -> None:
 
 
 @pytest.mark.parametrize(("coefficient", "matrices"), [(0.0, 1), (0.1, 3)], ids=["reported", "trained"])
-def test_an_entropy_that_is_only_reported_keeps_no_logits(coefficient: float, matrices: int) -> None:
-    """The backward pass of the loss needs one `[N, V]`, the log-softmax; that of the entropy two more."""
+def test_logits_that_are_kept_for_the_backward_pass(coefficient: float, matrices: int) -> None:
+    """None; by the reference one `[N, V]`, the log-softmax, and two more where the entropy has a gradient."""
     inputs = {name: tensor.requires_grad_(name in TRAINED) for name, tensor in draw((3, 7), 5, 101).items()}
     kept: dict[int, torch.Tensor] = {}
 
@@ -163,10 +163,11 @@ def test_an_entropy_that_is_only_reported_keeps_no_logits(coefficient: float, ma
             kept[tensor.data_ptr()] = tensor
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        result = fgrl.ops.linear_ppo_loss(**inputs, config=PPOLossConfig(entropy_coef=coefficient))
-    assert len(kept) == matrices
-    assert result.stats["entropy"] > 0
+    for backend, expected in (("auto", 0), ("reference", matrices)):
+        with fgrl.use_backend(backend), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            result = fgrl.ops.linear_ppo_loss(**inputs, config=PPOLossConfig(entropy_coef=coefficient))
+        assert len(kept) == expected
+        assert result.stats["entropy"] > 0
 
 
 def test_on_policy() -> None:

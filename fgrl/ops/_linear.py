@@ -1,0 +1,279 @@
+"""What `linear_logprobs` and `linear_ppo_loss` share: the rows a mask keeps, and the logits of some of them at a time.
+
+Of a row of logits, with `z` what bias, soft-cap and temperature make of them, the ops need
+
+    m = max z,   s = sum e^(z - m),   w = sum e^(z - m) (z - m),   z_target
+    logp = z_target - m - log s,      entropy = log s - w / s
+
+and where `g` is a loss's derivative by logp and `h` that by the entropy, its gradient by `z` is, with `x = z - m`,
+
+    e^x (h w / s - g - h x) / s + [z is the target] g
+
+Statistics of parts of a row add up to those of the whole, whether the parts are on one GPU or on several.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from functools import wraps
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from fgrl.ops._library import LIBRARY, launch_with_triton
+from fgrl.ops._matmul import Head
+
+LIBRARY.define(
+    "logit_statistics(Tensor logits, Tensor? bias, Tensor targets, float temperature, float? softcap) -> Tensor"
+)
+LIBRARY.define(
+    "logit_gradient(Tensor logits, Tensor? bias, Tensor targets, Tensor slopes, float temperature, float? softcap, "
+    "Tensor(a!) out) -> ()"
+)
+LIBRARY.define("vocabulary_shard(Tensor weight, str group) -> Tensor")
+launch_with_triton("logit_statistics", "linear")
+launch_with_triton("logit_gradient", "linear")
+
+# On the CPU larger chunks gain nothing, on a GPU smaller ones leave much of it idle.
+_CHUNK_MB = {"cpu": 64}
+_CHUNK_MB_ON_GPU = 1024
+_ALIGNMENT = 16  # rows of logits start where vector loads and matrix products like it
+
+
+class Statistics(NamedTuple):
+    """`max`, `total` and `moment`, the m, s and w of rows of logits, `[R]` each."""
+
+    max: Tensor
+    total: Tensor
+    moment: Tensor
+
+    def entropy(self) -> Tensor:
+        """`[R]`, in nats."""
+        return self.total.log() - self.moment / self.total
+
+    def slopes(self, logprobs: Tensor | None, entropy: Tensor | None, temperature: float) -> Tensor:
+        """`[4, R]` for `logit_gradient`, from a loss's derivatives by logprobs and entropy (None: it has none)."""
+        zero = torch.zeros_like(self.max)
+        by_logprob = zero if logprobs is None else logprobs.to(zero.dtype) / temperature
+        by_entropy = zero if entropy is None else entropy.to(zero.dtype) / temperature
+        constant = (by_entropy * (self.moment / self.total) - by_logprob) / self.total
+        return torch.stack([self.max, constant, -by_entropy / self.total, by_logprob])
+
+
+class Chunk(NamedTuple):
+    """Some rows and their logits, which the next chunk overwrites."""
+
+    places: slice | Tensor
+    """Where the rows are among all rows."""
+    hidden: Tensor
+    targets: Tensor
+    logits: Tensor
+
+
+class LinearRows:
+    """The rows of one call that its mask keeps.
+
+    Args:
+        hidden: `[..., D]`.
+        weight: `[V, D]`, or this process's part of it.
+        targets: `[...]`.
+        bias: `[V]`, or this process's part of it.
+        mask: `[...]`. Finding the rows it keeps makes the host wait for a GPU, once; None does not.
+        temperature: what soft-capped logits are divided by.
+        softcap: the soft-cap.
+        shard: of `vocabulary_shard`, with `group`: the name of the process group that has the vocabulary.
+    """
+
+    def __init__(
+        self,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        bias: Tensor | None,
+        mask: Tensor | None,
+        temperature: float,
+        softcap: float | None,
+        shard: Tensor | None,
+        group: str | None,
+    ) -> None:
+        self.hidden = hidden.reshape(-1, hidden.shape[-1])
+        self.targets = targets.reshape(-1).long()
+        if shard is not None:
+            self.targets = self.targets - shard[0]
+        self.bias = bias
+        self.kept = None if mask is None else mask.reshape(-1).nonzero()[:, 0]
+        self.head = Head(weight, hidden, bias)
+        self.temperature, self.softcap = temperature, softcap
+        self._group = None if group is None else _process_group(group)
+
+    @property
+    def total(self) -> int:
+        """How many rows there are, kept or not."""
+        return self.hidden.shape[0]
+
+    def empty(self, *shape: int) -> Tensor:
+        """A tensor of the dtype of the computation, with a last dimension of all rows; 0 in those not kept."""
+        make = self.hidden.new_empty if self.kept is None else self.hidden.new_zeros
+        return make(*shape, self.total, dtype=self.head.dtype)
+
+    def chunks(self) -> Iterator[Chunk]:
+        """All kept rows in order, as many at a time as `FGRL_CHUNK_MB` has room for."""
+        count = self.total if self.kept is None else self.kept.numel()
+        vocabulary = self.head.weight.shape[0]
+        width = -(-vocabulary // _ALIGNMENT) * _ALIGNMENT
+        size = _rows_at_once(count, width * self._bytes_a_logit, self.hidden.device)
+        buffer = self.hidden.new_empty(size, width, dtype=self.head.dtype)
+        for start in range(0, count, max(size, 1)):
+            places = slice(start, min(start + size, count)) if self.kept is None else self.kept[start : start + size]
+            hidden = self.hidden[places].to(self.head.operands)
+            logits = buffer[: hidden.shape[0], :vocabulary]
+            self.head.logits(hidden, logits)
+            yield Chunk(places, hidden, self.targets[places], logits)
+
+    @property
+    def _bytes_a_logit(self) -> int:
+        """A logit, and where the next products take a shorter format, its gradient."""
+        shorter = self.head.operands.itemsize if self.head.operands != self.head.dtype else 0
+        return self.head.dtype.itemsize + shorter
+
+    def statistics(self, chunk: Chunk) -> tuple[Tensor, Statistics]:
+        """Log-probabilities `[R]` of the targets, and the statistics they come from."""
+        parts = torch.ops.fgrl.logit_statistics(
+            chunk.logits, self.bias, chunk.targets, self.temperature, self.softcap
+        )  # [4, parts, R]
+        largest = parts[0].amax(0)
+        self._reduce(largest, "MAX")
+        step = parts[0] - largest
+        is_here = (chunk.targets >= 0) & (chunk.targets < chunk.logits.shape[1])
+        sums = torch.stack(
+            [
+                (parts[1] * step.exp()).sum(0),
+                ((parts[2] + parts[1] * step) * step.exp()).sum(0),
+                torch.where(is_here, parts[3].sum(0) - largest, 0),
+            ]
+        )
+        self._reduce(sums, "SUM")
+        total, moment, target = sums
+        return target - total.log(), Statistics(largest, total, moment)
+
+    def hidden_gradient(self, slopes: Tensor) -> Tensor:
+        """`[R, D]`, from the gradient by the logits of a chunk."""
+        gradient = self.head.hidden_gradient(slopes)
+        self._reduce(gradient, "SUM")
+        return gradient
+
+    def _reduce(self, tensor: Tensor, operation: str) -> None:
+        if self._group is not None:
+            dist.all_reduce(tensor, getattr(dist.ReduceOp, operation), group=self._group)
+
+
+class Gradients:
+    """Gradients by hidden states, head and bias, as far as they are wanted, gathered chunk by chunk.
+
+    Args:
+        rows: the rows.
+        wants: whether those by hidden, weight and bias are wanted.
+        dtypes: what they are returned in. Until then the latter two are of the dtype of the computation.
+    """
+
+    def __init__(self, rows: LinearRows, wants: list[bool], dtypes: list[torch.dtype]) -> None:
+        self._rows, self._wants, self._dtypes = rows, wants, dtypes
+        self._is_first = True
+        self.is_fp16 = rows.head.operands == torch.float16
+        """Whether gradients by logits are, so that they must not become too small."""
+        hidden, weight, dtype = rows.hidden, rows.head.weight, rows.head.dtype
+        make = hidden.new_empty if rows.kept is None else hidden.new_zeros
+        self.hidden = make(hidden.shape if wants[0] else 0, dtype=dtypes[0])
+        self.weight = weight.new_empty(weight.shape if wants[1] else 0, dtype=dtype)
+        self.bias = weight.new_zeros(weight.shape[0] if wants[2] else 0, dtype=dtype)
+
+    def add(self, chunk: Chunk, statistics: Statistics, logprobs: Tensor | None, entropy: Tensor | None) -> None:
+        """Take in a chunk, given a loss's derivatives by its logprobs and entropies. Its logits are overwritten."""
+        rows = self._rows
+        slopes, out = statistics.slopes(logprobs, entropy, rows.temperature), chunk.logits
+        if rows.head.operands != out.dtype:
+            out = torch.empty_strided(out.shape, out.stride(), dtype=rows.head.operands, device=out.device)
+        torch.ops.fgrl.logit_gradient(
+            chunk.logits, rows.bias, chunk.targets, slopes, rows.temperature, rows.softcap, out
+        )
+        if self._wants[0]:
+            self.hidden[chunk.places] = rows.hidden_gradient(out).to(self.hidden.dtype)
+        if self._wants[1]:
+            rows.head.weight_gradient(out, chunk.hidden, self.weight, add=not self._is_first)
+        if self._wants[2]:
+            self.bias += out.sum(0, dtype=self.bias.dtype)
+        self._is_first = False
+
+    def result(self, shape: torch.Size, factor: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """The gradients times `factor`, by hidden in the `shape` of the input; empty where they are not wanted."""
+        if self._is_first:
+            self.weight.zero_()
+        hidden = self.hidden.reshape(shape) if self._wants[0] else self.hidden
+        if factor is not None:
+            for gradient in (hidden, self.weight, self.bias):
+                gradient.mul_(factor)
+        return hidden, self.weight.to(self._dtypes[1]), self.bias.to(self._dtypes[2])
+
+
+def fake_gradients(
+    hidden: Tensor, weight: Tensor, wants: list[bool], dtypes: list[torch.dtype]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What `Gradients.result` gives, without the numbers."""
+    shapes = (hidden.shape, weight.shape, weight.shape[:1])
+    first, second, third = (
+        hidden.new_empty(shape if wanted else 0, dtype=dtype)
+        for shape, wanted, dtype in zip(shapes, wants, dtypes, strict=True)
+    )
+    return first, second, third
+
+
+def implement(op: str, function: Callable[..., Any]) -> None:
+    """Make `function` the implementation of `fgrl::<op>` on every device; autocast does not reach into it."""
+
+    @wraps(function)
+    def run(hidden: Tensor, *args: Any) -> Any:
+        kind = hidden.device.type
+        with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
+            return function(hidden, *args)
+
+    LIBRARY.impl(op, run, "CompositeExplicitAutograd")
+
+
+def _rows_at_once(count: int, bytes_a_row: int, device: torch.device) -> int:
+    """The fewest chunks of equal size that fit into the budget."""
+    default = _CHUNK_MB.get(device.type, _CHUNK_MB_ON_GPU)
+    setting = os.environ.get("FGRL_CHUNK_MB", default)
+    try:
+        budget = float(setting) * 2**20
+    except ValueError:
+        budget = 0
+    if not budget > 0:
+        raise ValueError(f"FGRL_CHUNK_MB is {setting!r}; it must be a number of MiB greater than 0")
+    most = max(1, int(budget / bytes_a_row))
+    return -(-count // max(1, -(-count // most)))
+
+
+def _vocabulary_shard(weight: Tensor, group: str) -> Tensor:
+    """int64 `[2]`: where this process's part of the vocabulary starts, and how large the whole is. No sync."""
+    members = _process_group(group)
+    sizes = torch.full((dist.get_world_size(members),), weight.shape[0], device=weight.device)
+    dist.all_gather_into_tensor(sizes, sizes[:1].clone(), group=members)
+    return torch.stack([sizes[: dist.get_rank(members)].sum(), sizes.sum()])
+
+
+LIBRARY.impl("vocabulary_shard", _vocabulary_shard, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("fgrl::vocabulary_shard", lib=LIBRARY)
+def _vocabulary_shard_fake(weight: Tensor, group: str) -> Tensor:
+    return weight.new_empty(2, dtype=torch.int64)
+
+
+def _process_group(name: str) -> Any:
+    from torch.distributed import distributed_c10d
+
+    return distributed_c10d._resolve_process_group(name)  # type: ignore[attr-defined, arg-type]

@@ -1,0 +1,88 @@
+"""Products with the LM head, accumulated in fp32, without copies of it: the three that the `linear_*` ops are made of.
+
+On a GPU operands stay in their dtype and results are fp32 (`out_dtype`). On the CPU, where PyTorch would round bf16
+products to bf16, operands become fp32, a block of the vocabulary at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from fgrl.types import compute_dtype
+
+_BLOCK = 4096  # words of the head that are converted at a time
+
+
+class Head:
+    """The LM head `weight [V, D]` as an operand of products with hidden states and with gradients by logits.
+
+    Args:
+        weight: the head, as the caller has it.
+        hidden: any tensor of the dtype of the hidden states.
+        bias: the bias, which has a say in the dtype of the computation.
+    """
+
+    def __init__(self, weight: Tensor, hidden: Tensor, bias: Tensor | None) -> None:
+        self.weight = weight
+        self.dtype = compute_dtype(hidden, weight, bias)
+        """What products are accumulated and returned in."""
+        is_cpu = weight.device.type == "cpu"
+        self.operands = self.dtype if is_cpu else torch.promote_types(hidden.dtype, weight.dtype)
+        """What is multiplied: hidden states, the head, and gradients by logits."""
+        self._block = weight.shape[0] if weight.dtype == self.operands else _BLOCK
+
+    def logits(self, hidden: Tensor, out: Tensor) -> None:
+        """`out [R, V] = hidden [R, D] @ weight.T`"""
+        for words, weight in self._blocks():
+            multiply(hidden, weight.T, out[:, words])
+
+    def hidden_gradient(self, slopes: Tensor) -> Tensor:
+        """`slopes [R, V] @ weight`, `[R, D]`."""
+        result = slopes.new_empty(slopes.shape[0], self.weight.shape[1], dtype=self.dtype)
+        for words, weight in self._blocks():
+            (multiply_add if words.start else multiply)(slopes[:, words], weight, result)
+        return result
+
+    def weight_gradient(self, slopes: Tensor, hidden: Tensor, out: Tensor, *, add: bool) -> None:
+        """`out [V, D] = slopes [R, V].T @ hidden [R, D]`, or `+=`."""
+        (multiply_add if add else multiply)(slopes.T, hidden, out)
+
+    def _blocks(self) -> Iterator[tuple[slice, Tensor]]:
+        for start in range(0, self.weight.shape[0], self._block):
+            words = slice(start, start + self._block)
+            yield words, self.weight[words].to(self.operands)
+
+
+def multiply(a: Tensor, b: Tensor, out: Tensor) -> None:
+    """`out = a @ b`"""
+    if a.dtype == out.dtype:
+        torch.mm(a, b, out=out)
+    elif _widens(a.device.type, a.dtype):
+        torch.mm(a, b, out_dtype=out.dtype, out=out)
+    else:
+        out.copy_(torch.mm(a, b))
+
+
+def multiply_add(a: Tensor, b: Tensor, to: Tensor) -> None:
+    """`to += a @ b`"""
+    if a.dtype == to.dtype:
+        torch.addmm(to, a, b, out=to)
+    elif _widens(a.device.type, a.dtype):
+        torch.addmm(to, a, b, out_dtype=to.dtype, out=to)
+    else:
+        to.add_(torch.mm(a, b))
+
+
+@cache
+def _widens(device_type: str, dtype: torch.dtype) -> bool:
+    """Whether PyTorch has a product of this dtype that adds to fp32 on this device (CUDA has; ROCm and XPU may not)."""
+    a, to = torch.ones(16, 16, dtype=dtype, device=device_type), torch.ones(16, 16, device=device_type)
+    try:
+        torch.addmm(to, a, a, out_dtype=torch.float32, out=to)
+    except (RuntimeError, NotImplementedError):
+        return False
+    return True

@@ -1,0 +1,228 @@
+"""The softmax steps of the `linear_*` ops: statistics of rows of logits, and the gradient by them.
+
+What they compute, and how it fits together, is in `fgrl/ops/_linear.py`. Rows of logits have a stride, and the columns
+up to it are memory, with anything in it: loads have no other bound, because one that is not known to be a multiple of
+anything would split them into single elements. Words past the vocabulary are dropped after the load.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fgrl.extension import interprets_kernels
+from fgrl.kernels._launch import Case, multiprocessors, on_device
+
+_BLOCK = 32 if interprets_kernels() else 1024  # the interpreter's tests want several blocks of few words
+_WARPS = 4
+_PROGRAMS_PER_MULTIPROCESSOR = 4
+_LOWEST = tl.constexpr(-3.0e38)  # below any logit, and finite: differences to it are too
+
+
+@triton.jit
+def _tanh(x):
+    """tanh, exact to rounding near 0 too, where 1 - 2 / (e^2x + 1) cancels."""
+    size = tl.abs(x)
+    far = 1.0 - 2.0 / (tl.exp(2.0 * size) + 1.0)
+    if x.dtype == tl.float64:
+        return tl.where(x < 0, -far, far)
+    square = x * x
+    near = 62.0 / 2835.0 * square - 17.0 / 315.0
+    near = (near * square + 2.0 / 15.0) * square - 1.0 / 3.0
+    return tl.where(size < 0.25, x + x * square * near, tl.where(x < 0, -far, far))
+
+
+@triton.jit
+def _scale(logits, inverse_temperature, softcap, HAS_SOFTCAP: tl.constexpr):
+    """z, and the derivative of the soft-cap. The two numbers come in fp64 and count in the dtype of the logits."""
+    inverse_temperature = tl.full([], inverse_temperature, logits.dtype)
+    softcap = tl.full([], softcap, logits.dtype)
+    if HAS_SOFTCAP:
+        bent = _tanh(logits / softcap)
+        z, slope = bent * (softcap * inverse_temperature), 1.0 - bent * bent
+    else:
+        z, slope = logits * inverse_temperature, tl.zeros_like(logits) + 1.0
+    return z, slope
+
+
+@triton.jit(do_not_specialize=["vocabulary", "blocks_a_part"])
+def _logit_statistics_fwd_kernel(
+    statistics_ptr,  # [4, parts, rows]
+    logits_ptr,
+    bias_ptr,
+    targets_ptr,
+    inverse_temperature: tl.float64,
+    softcap: tl.float64,
+    vocabulary,
+    blocks_a_part,
+    logits_stride,
+    HAS_BIAS: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """m = max z,   s = sum e^(z - m),   w = sum e^(z - m) (z - m) of one part of one row, and z_target if it is there
+
+    Each lane keeps the three of its own words; they are put together once, at the end.
+    """
+    row, part = tl.program_id(0), tl.program_id(1)
+    place = part * tl.num_programs(0) + row
+    plane = tl.num_programs(0) * tl.num_programs(1)
+    logits_ptr += row.to(tl.int64) * logits_stride
+    dtype: tl.constexpr = logits_ptr.dtype.element_ty
+
+    largest = tl.full([BLOCK], _LOWEST, dtype)
+    total = tl.zeros([BLOCK], dtype)
+    moment = tl.zeros([BLOCK], dtype)
+    first = part * blocks_a_part
+    for block in range(first, first + blocks_a_part):
+        words = block * BLOCK + tl.arange(0, BLOCK)
+        logits = tl.load(logits_ptr + words, mask=words < logits_stride, other=0.0)  # [BLOCK]
+        if HAS_BIAS:
+            logits += tl.load(bias_ptr + words, mask=words < vocabulary, other=0.0).to(dtype)
+        z, _ = _scale(logits, inverse_temperature, softcap, HAS_SOFTCAP)
+        z = tl.where(words < vocabulary, z, float("-inf"))
+        before, largest = largest, tl.maximum(largest, z)
+        step, x = before - largest, z - largest
+        rescale, e = tl.exp(step), tl.exp(x)
+        moment = (moment + total * step) * rescale + tl.where(e > 0, e * x, 0.0)  # not 0 * -inf
+        total = total * rescale + e
+    of_all = tl.max(largest, 0)
+    step = largest - of_all
+    rescale = tl.exp(step)
+    tl.store(statistics_ptr + place, of_all)
+    tl.store(statistics_ptr + plane + place, tl.sum(total * rescale, 0))
+    tl.store(statistics_ptr + 2 * plane + place, tl.sum((moment + total * step) * rescale, 0))
+
+    target = tl.load(targets_ptr + row)
+    start = first * BLOCK
+    is_here = (target >= start) & (target < start + blocks_a_part * BLOCK) & (target < vocabulary)
+    logit = tl.load(logits_ptr + target, mask=is_here, other=0.0)
+    if HAS_BIAS:
+        logit += tl.load(bias_ptr + target, mask=is_here, other=0.0).to(dtype)
+    z, _ = _scale(logit, inverse_temperature, softcap, HAS_SOFTCAP)
+    tl.store(statistics_ptr + 3 * plane + place, tl.where(is_here, z, 0.0))
+
+
+@triton.jit(do_not_specialize=["vocabulary", "rows"])
+def _logit_gradient_bwd_kernel(
+    out_ptr,
+    logits_ptr,
+    bias_ptr,
+    targets_ptr,
+    slopes_ptr,  # [4, rows]: m, a, b and c
+    inverse_temperature: tl.float64,
+    softcap: tl.float64,
+    vocabulary,
+    rows,
+    logits_stride,
+    HAS_BIAS: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """e^x (a + b x) + [it is the target] c   with x = z - m, times the derivative of the soft-cap"""
+    row = tl.program_id(0)
+    words = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    offsets = row.to(tl.int64) * logits_stride + words
+
+    logits = tl.load(logits_ptr + offsets, mask=words < logits_stride, other=0.0)  # [BLOCK]
+    if HAS_BIAS:
+        logits += tl.load(bias_ptr + words, mask=words < vocabulary, other=0.0).to(logits.dtype)
+    z, cap_slope = _scale(logits, inverse_temperature, softcap, HAS_SOFTCAP)
+    slopes_ptr += row
+    x = z - tl.load(slopes_ptr)
+    constant = tl.load(slopes_ptr + rows)
+    linear = tl.load(slopes_ptr + 2 * rows.to(tl.int64))
+    e = tl.exp(x)
+    slope = tl.where(e == 0, 0.0, e * (constant + linear * x))
+    slope += tl.where(words == tl.load(targets_ptr + row), tl.load(slopes_ptr + 3 * rows.to(tl.int64)), 0.0)
+    tl.store(out_ptr + offsets, slope * cap_slope, mask=words < logits_stride)
+
+
+def logit_statistics(
+    logits: Tensor, bias: Tensor | None, targets: Tensor, temperature: float, softcap: float | None
+) -> Tensor:
+    """`[4, parts, R]` of logits `[R, V]`: m, s, w and z_target of each part of each row.
+
+    Reads the logits once. A row has several parts where rows alone would not fill the GPU.
+    """
+    rows, vocabulary = logits.shape
+    blocks = triton.cdiv(vocabulary, _BLOCK)
+    wanted = triton.cdiv(_PROGRAMS_PER_MULTIPROCESSOR * multiprocessors(logits.device), rows)
+    blocks_a_part = triton.cdiv(blocks, min(blocks, wanted))
+    parts = triton.cdiv(blocks, blocks_a_part)
+    statistics = logits.new_empty(4, parts, rows)
+    with on_device(logits):
+        _logit_statistics_fwd_kernel[(rows, parts)](
+            statistics,
+            logits,
+            bias,
+            targets,
+            1 / temperature,
+            softcap or 1.0,
+            vocabulary,
+            blocks_a_part,
+            logits.stride(0),
+            HAS_BIAS=bias is not None,
+            HAS_SOFTCAP=softcap is not None,
+            BLOCK=_BLOCK,
+            num_warps=_WARPS,
+        )
+    return statistics
+
+
+def logit_gradient(
+    logits: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    slopes: Tensor,
+    temperature: float,
+    softcap: float | None,
+    out: Tensor,
+) -> None:
+    """The gradient by logits `[R, V]` into `out`, which may be the logits themselves.
+
+    Reads the logits once and writes as many gradients.
+    """
+    rows, vocabulary = logits.shape
+    with on_device(logits):
+        _logit_gradient_bwd_kernel[(rows, triton.cdiv(vocabulary, _BLOCK))](
+            out,
+            logits,
+            bias,
+            targets,
+            slopes,
+            1 / temperature,
+            softcap or 1.0,
+            vocabulary,
+            rows,
+            logits.stride(0),
+            HAS_BIAS=bias is not None,
+            HAS_SOFTCAP=softcap is not None,
+            BLOCK=_BLOCK,
+            num_warps=_WARPS,
+        )
+
+
+def aot_cases() -> Iterator[Case]:
+    """A chunk of a large vocabulary in fp32, with gradients in bf16, and all that can be added to it; fp64."""
+    for dtype, bias, softcap in (
+        (torch.float32, False, None),
+        (torch.float32, True, 30.0),
+        (torch.float64, True, 30.0),
+    ):
+        vocabulary = 151936
+        logits = torch.empty(1024, vocabulary, dtype=dtype, device="meta")
+        targets = torch.empty(1024, dtype=torch.int64, device="meta")
+        biases = torch.empty(vocabulary, dtype=torch.bfloat16, device="meta") if bias else None
+        slopes = torch.empty(4, 1024, dtype=dtype, device="meta")
+        out = logits.to(torch.bfloat16) if dtype == torch.float32 else logits
+        label = f"{str(dtype).removeprefix('torch.')}{' bias softcap' if bias else ''}"
+        yield Case(f"statistics {label}", logit_statistics, (logits, biases, targets, 0.7, softcap))
+        yield Case(f"gradient {label}", logit_gradient, (logits, biases, targets, slopes, 0.7, softcap, out))
+    few = torch.empty(4, 50272, device="meta")[:, :50257]
+    targets = torch.empty(4, dtype=torch.int64, device="meta")
+    yield Case("statistics, few rows", logit_statistics, (few, None, targets, 1.0, None))

@@ -18,4 +18,16 @@ struct Half {
 template <typename E>
 using Compute = std::conditional_t<std::is_same_v<E, double>, double, float>;
 
+// The order of columns in which the kernels of this processor have what they keep beside a row of E: see `Parts`.
+template <typename E>
+struct ColumnOrder {
+  static constexpr int64_t PARTS = sizeof(Compute<E>) / sizeof(E), LONGEST_STEP = 32;
+  int64_t lanes;
+
+  int64_t place(int64_t column) const {
+    const int64_t in_step = column & (PARTS * lanes - 1);
+    return column - in_step + in_step % PARTS * lanes + in_step / PARTS;
+  }
+};
+
 }  // namespace fgrl

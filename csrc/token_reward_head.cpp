@@ -71,7 +71,8 @@ std::tuple<Tensor, Tensor, Tensor> token_reward_head(const Tensor& hidden, const
     using T = Compute<E>;
     Inputs inputs(dtype);
     const int64_t heads = heads_of(weight), width = rows.width();
-    const HeadWeights<T> weights(inputs.read<T>(weight, heads * width), inputs.read<T>(norm_weight, width), heads, width);
+    const HeadWeights<E> weights(inputs.read<T>(weight, heads * width), inputs.read<T>(norm_weight, width), heads, width,
+                                 column_order<E>());
     HeadForward<E> of{rows.as<E>(), weights, inputs.read<T>(bias, heads), norm_eps, data<T>(rewards), nullptr, nullptr};
     if (norm_weight) of.scores = data<T>(scores), of.rstd = data<T>(rstd);
     constexpr int64_t ROWS_OF_A_TASK = 64;
@@ -104,7 +105,7 @@ std::vector<Tensor> token_reward_head_backward(const Tensor& grad, const Tensor&
     Inputs inputs(dtype);
     const T* const plain = inputs.read<T>(weight, heads * width);
     const T* const norm = inputs.read<T>(norm_weight, width);
-    const HeadWeights<T> weights(plain, norm, heads, width);
+    const HeadWeights<E> weights(plain, norm, heads, width, column_order<E>());
     HeadBackward<E> of{rows.as<E>(), weights, inputs.read<T>(grad, count * heads), nullptr, nullptr, nullptr};
     if (norm_weight) of.scores = inputs.read<T>(scores, count * heads), of.rstd = inputs.read<T>(rstd, count);
     if (needs_hidden) of.hidden_grad = data<E>(hidden_grad);
@@ -124,8 +125,7 @@ std::vector<Tensor> token_reward_head_backward(const Tensor& grad, const Tensor&
       for (int64_t i = 0; i < tasks * heads; ++i) to[i % heads] += biases_of[i];
     }
     if (!sums_hidden) return;
-    const HeadWeightGrads<T> grads{plain, norm, heads, width, weights.pitch,
-                                   needs_weight ? data<T>(weight_grad) : nullptr,
+    const HeadWeightGrads<E> grads{weights, plain, norm, needs_weight ? data<T>(weight_grad) : nullptr,
                                    needs_norm_weight ? data<T>(norm_weight_grad) : nullptr};
     constexpr int64_t COLUMNS = 512;
     for_each_task<Nothing>((width + COLUMNS - 1) / COLUMNS, tasks * size / 8, [&](Nothing&, int64_t task) {

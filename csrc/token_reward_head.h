@@ -26,22 +26,26 @@ namespace fgrl {
 
 constexpr int ROWS_AT_ONCE = 4, HEADS_AT_ONCE = 4, MAX_HEADS = 32;
 
-// Weights [heads][width] of the computation's type in rows that are far enough apart for 16 lanes to be read at any
-// column, with 0 past the width, and of which no two start at the same place of a cache's way.
-template <typename T>
+// v [heads][width] for rows of E, in the kernels' order of columns and with 0 past the width up to the end of a step.
+// The rows are so far apart that no two of them start at the same place of a cache's way.
+template <typename E, typename T = Compute<E>>
 struct HeadWeights {
   int64_t heads, width, pitch;
+  ColumnOrder<E> order;
   std::vector<T> data;
 
-  HeadWeights(int64_t heads_, int64_t width_)
-      : heads(heads_), width(width_), pitch((width_ + 31) / 16 * 16), data(static_cast<size_t>(heads_ * pitch)) {}
-
-  HeadWeights(const T* weight, const T* norm_weight, int64_t heads_, int64_t width_) : HeadWeights(heads_, width_) {
+  HeadWeights(const T* weight, const T* norm_weight, int64_t heads_, int64_t width_, ColumnOrder<E> order_)
+      : heads(heads_), width(width_), pitch(padded(width_) + 16), order(order_), data(static_cast<size_t>(heads * pitch)) {
     for (int64_t k = 0; k < heads; ++k) {
       for (int64_t d = 0; d < width; ++d) {
-        data[k * pitch + d] = weight[k * width + d] * (norm_weight == nullptr ? T(1) : norm_weight[d]);
+        data[k * pitch + order.place(d)] = weight[k * width + d] * (norm_weight == nullptr ? T(1) : norm_weight[d]);
       }
     }
+  }
+
+  static int64_t padded(int64_t columns) {
+    constexpr int64_t STEP = ColumnOrder<E>::LONGEST_STEP;
+    return (columns + STEP - 1) / STEP * STEP;
   }
 };
 
@@ -57,7 +61,7 @@ struct HiddenRows {
 template <typename E, typename T = Compute<E>>
 struct HeadForward {
   HiddenRows<E> hidden;
-  const HeadWeights<T>& weights;
+  const HeadWeights<E>& weights;
   const T* bias;             // [heads], or null
   double eps;
   T* rewards;                // [rows][heads]
@@ -67,7 +71,7 @@ struct HeadForward {
 template <typename E, typename T = Compute<E>>
 struct HeadBackward {
   HiddenRows<E> hidden;
-  const HeadWeights<T>& weights;
+  const HeadWeights<E>& weights;
   const T* grad;             // [rows][heads]
   const T *scores, *rstd;    // of the forward pass, both null without a norm
   E* hidden_grad;            // [rows][width], or null
@@ -95,25 +99,31 @@ void head_backward(const HeadBackward<E>& of, int64_t begin, int64_t end, const 
   FGRL_DISPATCH(head_rows_backward, E)(of, begin, end, sums);
 }
 
-// The gradients of the weights from what the tasks' rows added up to, moments [tasks][heads][pitch], for the columns
-// [begin, end). Either may be null.
-template <typename T>
+template <typename E>
+ColumnOrder<E> column_order() {
+  return {FGRL_DISPATCH(lanes, Compute<E>)()};
+}
+
+// The gradients of the weights from what the tasks' rows added up to, moments [tasks][heads][pitch]. Either may be null.
+template <typename E, typename T = Compute<E>>
 struct HeadWeightGrads {
+  const HeadWeights<E>& weights;
   const T *weight, *norm_weight;  // w [heads][width], and [width] or null
-  int64_t heads, width, pitch;
   T *weight_grad, *norm_weight_grad;
 
+  // For the columns [begin, end), where `begin` is a multiple of the longest step.
   void reduce(const T* moments, int64_t tasks, int64_t begin, int64_t end) const {
+    const int64_t size = weights.padded(end - begin), width = weights.width;
     if (norm_weight_grad != nullptr) std::fill(norm_weight_grad + begin, norm_weight_grad + end, T(0));
-    std::vector<T> sums(static_cast<size_t>(end - begin));
-    for (int64_t k = 0; k < heads; ++k) {
+    std::vector<T> sums(static_cast<size_t>(size));
+    for (int64_t k = 0; k < weights.heads; ++k) {
       std::fill(sums.begin(), sums.end(), T(0));
       for (int64_t task = 0; task < tasks; ++task) {
-        const T* const part = moments + (task * heads + k) * pitch + begin;
-        for (int64_t d = 0; d < end - begin; ++d) sums[d] += part[d];
+        const T* const part = moments + (task * weights.heads + k) * weights.pitch + begin;
+        for (int64_t i = 0; i < size; ++i) sums[i] += part[i];
       }
       for (int64_t d = begin; d < end; ++d) {
-        const T sum = sums[d - begin];
+        const T sum = sums[weights.order.place(d - begin)];
         if (weight_grad != nullptr) weight_grad[k * width + d] = norm_weight == nullptr ? sum : norm_weight[d] * sum;
         if (norm_weight_grad != nullptr) norm_weight_grad[d] += weight[k * width + d] * sum;
       }

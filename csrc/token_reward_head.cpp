@@ -52,7 +52,11 @@ class Rows {
   int64_t count_, width_;
 };
 
-int64_t heads_of(const Tensor& weight) { return weight.dim() == 1 ? 1 : weight.size(0); }
+int64_t heads_of(const Tensor& weight) {
+  const int64_t heads = weight.dim() == 1 ? 1 : weight.size(0);
+  STD_TORCH_CHECK(heads <= MAX_HEADS, "weight must have at most 32 heads");
+  return heads;
+}
 
 Tensor no_elements(ScalarType dtype) { return torch::stable::empty({0}, dtype); }
 
@@ -91,8 +95,8 @@ std::vector<Tensor> token_reward_head_backward(const Tensor& grad, const Tensor&
   const ScalarType dtype = compute_dtype(hidden, weight, bias, norm_weight);
   const Rows rows(hidden, dtype);
   const int64_t heads = heads_of(weight), width = rows.width(), count = rows.count();
-  // Few enough tasks that their sums are little beside the hidden states, and no fewer than many threads need.
-  const int64_t rows_of_a_task = std::max({int64_t{128}, 32 * heads, (count + 255) / 256});
+  // So many rows that their sums are little beside their hidden states, and so few that fp32 holds the sums exactly enough.
+  const int64_t rows_of_a_task = std::max<int64_t>(128, 32 * heads);
   const int64_t tasks = (count + rows_of_a_task - 1) / rows_of_a_task;
 
   Tensor hidden_grad = needs_hidden ? empty_like(hidden, rows.dtype()) : no_elements(rows.dtype());
@@ -112,17 +116,20 @@ std::vector<Tensor> token_reward_head_backward(const Tensor& grad, const Tensor&
 
     const bool sums_hidden = needs_weight || needs_norm_weight;
     const int64_t size = sums_hidden ? heads * weights.pitch : 0;
-    Tensor moments = torch::stable::empty({tasks * size}, dtype), biases = torch::stable::empty({tasks * heads}, dtype);
-    T *const moments_of = data<T>(moments), *const biases_of = data<T>(biases);
+    Tensor moments = torch::stable::empty({tasks * size}, dtype);
+    T* const moments_of = data<T>(moments);
+    std::vector<double> grad_sums(static_cast<size_t>(tasks * heads));
     for_each_task<Nothing>(tasks, count * width * heads / 8, [&](Nothing&, int64_t task) {
-      const HeadSums<T> sums{sums_hidden ? moments_of + task * size : nullptr, biases_of + task * heads};
+      const HeadSums<T> sums{sums_hidden ? moments_of + task * size : nullptr, grad_sums.data() + task * heads};
       head_backward(of, task * rows_of_a_task, std::min(count, (task + 1) * rows_of_a_task), sums);
     });
 
     if (needs_bias) {
-      T* const to = data<T>(bias_grad);
-      std::fill(to, to + heads, T(0));
-      for (int64_t i = 0; i < tasks * heads; ++i) to[i % heads] += biases_of[i];
+      for (int64_t k = 0; k < heads; ++k) {
+        double sum = 0;
+        for (int64_t task = 0; task < tasks; ++task) sum += grad_sums[task * heads + k];
+        data<T>(bias_grad)[k] = static_cast<T>(sum);
+      }
     }
     if (!sums_hidden) return;
     const HeadWeightGrads<E> grads{weights, plain, norm, needs_weight ? data<T>(weight_grad) : nullptr,

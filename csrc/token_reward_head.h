@@ -80,8 +80,8 @@ struct HeadBackward {
 // What the rows of one task add up to.
 template <typename T>
 struct HeadSums {
-  T* moments;  // M [heads][pitch], or null
-  T* bias;     // [heads]
+  T* moments;         // M [heads][pitch], or null
+  double* grad_sums;  // [heads]
 };
 
 #define FGRL_KERNEL_FILE "token_reward_head.inc"

@@ -75,7 +75,8 @@ static void check(int64_t rows, int64_t width, int64_t heads, bool normed, std::
   }
   head_forward(forward, 0, rows);
   const int64_t half = rows / 2, size = heads * weights.pitch;  // two tasks
-  std::vector<T> moments(2 * size), grad_sums(2 * heads);
+  std::vector<T> moments(2 * size);
+  std::vector<double> grad_sums(2 * heads);
   head_backward(backward, 0, half, HeadSums<T>{moments.data(), grad_sums.data()});
   head_backward(backward, half, rows, HeadSums<T>{moments.data() + size, grad_sums.data() + heads});
   const HeadWeightGrads<E> grads{weights, weight.data(), normed ? norm.data() : nullptr, weight_grad.data(),
@@ -130,7 +131,7 @@ static void check(int64_t rows, int64_t width, int64_t heads, bool normed, std::
     if (normed) expect(close(norm_grad[d], norm_sum, norm_size, 0), "gradient of norm_weight", width, heads, sizeof(E));
   }
   for (int64_t k = 0; k < heads; ++k) {
-    const T found = grad_sums[k] + grad_sums[heads + k];
+    const T found = static_cast<T>(grad_sums[k] + grad_sums[heads + k]);
     expect(close(found, grads_sum[k], grads_size[k], 0), "gradient of bias", width, heads, sizeof(E));
   }
 }
@@ -141,7 +142,8 @@ static void check_every_number() {
   for (uint32_t bits = 0; bits < 1 << 16; ++bits) {
     const E hidden{static_cast<uint16_t>(bits)};
     const float one = 1;
-    float reward, sums[2];
+    float reward;
+    double sums[2];
     const HeadWeights<E> weights(&one, nullptr, 1, 1, column_order<E>());
     head_forward(HeadForward<E>{{&hidden, 1}, weights, nullptr, 0, &reward, nullptr, nullptr}, 0, 1);
     const double wanted = value(hidden);

@@ -24,6 +24,8 @@ _WARPS = 4
 _WIDEST_BLOCK = 64 if interprets_kernels() else 1024  # the interpreter's tests want several blocks of few columns
 _PROGRAMS_PER_MULTIPROCESSOR = 1 if interprets_kernels() else 4
 _DOT_HEADS = 5  # from here on the rewards are a matrix product
+# What tensor cores multiply; the interpreter would multiply the bits of bf16.
+_DOT_DTYPES = (torch.float16,) if interprets_kernels() else (torch.float16, torch.bfloat16)
 _TILE = 4096
 _SUM_PARTS, _SUM_COLUMNS = 16, 64
 
@@ -231,7 +233,7 @@ def token_reward_head(
     flat = _flat(hidden)
     as_dot = heads >= _DOT_HEADS
     # Products of two numbers of 16 bits are exact in fp32; the fused weights are not of 16 bits.
-    exact = not has_norm and hidden.dtype == weight.dtype and hidden.dtype in (torch.bfloat16, torch.float16)
+    exact = not has_norm and dtype == torch.float32 and hidden.dtype == weight.dtype and hidden.dtype in _DOT_DTYPES
     dot_dtype = _TRITON_DTYPES[hidden.dtype if exact else dtype] if as_dot else None
     block_n, block_d = (32, 128 if exact else 16) if as_dot else (8, 512 // triton.next_power_of_2(heads))
     with on_device(hidden):
@@ -297,9 +299,8 @@ def token_reward_head_backward(
     sums_hidden = needs_weight or needs_norm_weight
     block_k = triton.next_power_of_2(heads)
     # Two tiles of so many numbers stay in registers, and a thread has all heads of its columns.
-    block_d = min(_TILE // block_k, triton.next_power_of_2(width), _WIDEST_BLOCK) // (
-        2 if dtype == torch.float64 else 1
-    )
+    tile = _TILE // 2 if dtype == torch.float64 else _TILE
+    block_d = min(tile // block_k, triton.next_power_of_2(width), _WIDEST_BLOCK)
     block_n = min(4, 64 // block_k)
     columns = triton.cdiv(width, block_d)
     programs = triton.cdiv(_PROGRAMS_PER_MULTIPROCESSOR * multiprocessors(hidden.device), columns)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from fgrl import ops, reference
     from fgrl.alignment import EditAlignment, EditOp
     from fgrl.backend import use_backend
-    from fgrl.models import TokenRewardModel, ValueModel
+    from fgrl.models import TokenRewardHead, TokenRewardModel, ValueModel
     from fgrl.ops import PPOLossConfig
     from fgrl.ops.align_edits import align_edits
     from fgrl.trainer import (
@@ -30,6 +30,7 @@ _HOMES = {
     "EditAlignment": "fgrl.alignment",
     "EditOp": "fgrl.alignment",
     "use_backend": "fgrl.backend",
+    "TokenRewardHead": "fgrl.models",
     "TokenRewardModel": "fgrl.models",
     "ValueModel": "fgrl.models",
     "TokenRewardTrainer": "fgrl.trainer",
@@ -46,6 +47,7 @@ __all__ = [
     "FineGrainedPPOTrainer",
     "PPOLossConfig",
     "TokenRewardConfig",
+    "TokenRewardHead",
     "TokenRewardModel",
     "TokenRewardTrainer",
     "ValueModel",

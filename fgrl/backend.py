@@ -23,7 +23,7 @@ Backend = Literal["auto", "triton", "cpp", "reference"]
 
 _IMPLEMENTATIONS: dict[str, tuple[str, ...]] = {
     "align_edits": ("cpp",),
-    "token_reward_head": (),
+    "token_reward_head": ("cpp", "triton"),
     "edit_preference_loss": ("triton", "cpp"),
     "gae": ("cpp",),
     "token_advantages": ("cpp",),

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+from fgrl.extension import interprets_kernels
+
 TEXT = (
     "the a cat dog sat ran on under mat tree and or big small red green quickly slowly who what where is it was "
     "capital of France Paris London sky blue teh caat dgo sattt runn matt"
@@ -41,6 +43,24 @@ def poisoned_memory() -> Iterator[None]:
     torch.utils.deterministic.fill_uninitialized_memory = True
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def rounding_interpreter() -> None:
+    """Triton's interpreter cuts an fp32 number off where the compiler rounds it to bf16: it gets PyTorch's rounding."""
+    if not interprets_kernels():
+        return
+    from triton import language as tl
+    from triton.runtime import interpreter
+
+    convert = interpreter._convert_float
+
+    def rounding_convert(values: Any, source: Any, target: Any, rounding_mode: Any) -> Any:
+        if (source, target) != (tl.float32, tl.bfloat16):
+            return convert(values, source, target, rounding_mode)
+        return torch.from_numpy(np.array(values)).bfloat16().view(torch.uint16).numpy()
+
+    interpreter._convert_float = rounding_convert
 
 
 @pytest.fixture(scope="session")

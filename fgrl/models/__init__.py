@@ -15,11 +15,13 @@ if TYPE_CHECKING:
     from fgrl.models.loading import load_tokenizer
     from fgrl.models.reward import TokenRewardModel
     from fgrl.models.scalar import TokenHead, TokenScalarModel
+    from fgrl.models.token_reward_head import TokenRewardHead
     from fgrl.models.value import ValueModel
 
 _HOMES = {
     "HiddenStates": "fgrl.models.head",
     "TokenHead": "fgrl.models.scalar",
+    "TokenRewardHead": "fgrl.models.token_reward_head",
     "TokenRewardModel": "fgrl.models.reward",
     "TokenScalarModel": "fgrl.models.scalar",
     "ValueModel": "fgrl.models.value",
@@ -32,6 +34,7 @@ _HOMES = {
 __all__ = [
     "HiddenStates",
     "TokenHead",
+    "TokenRewardHead",
     "TokenRewardModel",
     "TokenScalarModel",
     "ValueModel",

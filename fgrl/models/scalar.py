@@ -42,7 +42,7 @@ class TokenHead(nn.Linear):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """hidden `[..., D]`, any float dtype -> `[..., 1]` fp32."""
-        return token_reward_head(hidden, self.weight[0], self.bias).unsqueeze(-1)
+        return token_reward_head(hidden, self.weight, self.bias)
 
 
 class TokenScalarModel(nn.Module):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+
 import oracles
 import pytest
 import torch
 from numerics import assert_as_accurate, assert_equals_oracle, gradients
 
 import fgrl
+from fgrl import backend
 
 # One token of width 1; odd; a batch; more widths than a power of two.
 LEADING = {"[]": (), "[1]": (1,), "[3]": (3,), "[2, 5]": (2, 5), "[0]": (0,)}
@@ -94,6 +97,87 @@ def test_low_precision_inputs(dtype: torch.dtype, normed: bool) -> None:
 def test_rewards_are_not_rounded_to_the_dtype_of_the_input() -> None:
     hidden, weight = torch.ones(1, 2, dtype=torch.bfloat16), torch.tensor([256.0, 1.0], dtype=torch.bfloat16)
     assert fgrl.ops.token_reward_head(hidden, weight).tolist() == [257.0]  # bf16 has no 257
+
+
+NAMES = ("hidden", "weight", "bias", "norm_weight")
+
+
+@pytest.mark.parametrize("frozen", [*itertools.chain(*(itertools.combinations(NAMES, k) for k in range(4)))], ids=str)
+@pytest.mark.parametrize("normed", [False, True], ids=["plain", "RMSNorm"])
+def test_only_gradients_that_are_needed(frozen: tuple[str, ...], normed: bool) -> None:
+    """A frozen head or backbone gets none, and the others the same to the bit."""
+    inputs = draw((7,), 33, 2, torch.float32)
+    if not normed:
+        del inputs["norm_weight"]
+    if inputs.keys() <= set(frozen):
+        return
+
+    def grads(frozen: tuple[str, ...]) -> dict[str, torch.Tensor | None]:
+        leaves = {name: tensor.clone().requires_grad_(name not in frozen) for name, tensor in inputs.items()}
+        fgrl.ops.token_reward_head(**leaves).sin().sum().backward()
+        return {name: tensor.grad for name, tensor in leaves.items()}
+
+    every, some = grads(()), grads(frozen)
+    for name in inputs:
+        found, expected = some[name], every[name]
+        if name in frozen:
+            assert found is None
+        else:
+            assert found is not None
+            assert expected is not None
+            assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("normed", [False, True], ids=["plain", "RMSNorm"])
+def test_more_heads_than_one_call_takes(normed: bool) -> None:
+    inputs = draw((5,), 20, 70)
+    if not normed:
+        del inputs["norm_weight"]
+    outputs, slopes = gradients(lambda **leaves: fgrl.ops.token_reward_head(**leaves).sin().sum(), inputs)
+    with fgrl.use_backend("reference"):
+        expected, expected_slopes = gradients(lambda **leaves: fgrl.ops.token_reward_head(**leaves).sin().sum(), inputs)
+    torch.testing.assert_close(outputs, expected)
+    for name in inputs:
+        torch.testing.assert_close(slopes[name], expected_slopes[name])
+
+
+def test_what_is_not_finite_stays_in_its_row(each_backend: None) -> None:
+    """And reaches the sums over rows even where the gradient of the reward is 0, as the docstring says."""
+    inputs = draw((9,), 33, 2, torch.float32)
+    expected = fgrl.ops.token_reward_head(**inputs)
+    inputs["hidden"][4, 3] = float("nan")
+    leaves = {name: tensor.requires_grad_() for name, tensor in inputs.items()}
+    rewards = fgrl.ops.token_reward_head(**leaves)
+    others = [row for row in range(9) if row != 4]
+    torch.testing.assert_close(rewards[others], expected[others], rtol=1e-6, atol=1e-6)
+    assert rewards[4].isnan().all()
+    grad = torch.ones(9, 2)
+    grad[4] = 0
+    rewards.backward(grad)
+    slopes = {name: tensor.grad for name, tensor in leaves.items()}
+    assert slopes["hidden"] is not None
+    assert slopes["hidden"][others].isfinite().all()
+    assert slopes["hidden"][4].isnan().all()
+    assert slopes["weight"] is not None
+    assert slopes["weight"].isnan().any()
+    assert slopes["bias"] is not None
+    assert slopes["bias"].tolist() == [8.0, 8.0]
+
+
+@pytest.mark.parametrize("normed", [False, True], ids=["plain", "RMSNorm"])
+@pytest.mark.parametrize("heads", [None, 3], ids=str)
+def test_the_operator_is_what_it_tells_pytorch(heads: int | None, normed: bool) -> None:
+    if backend.resolve("token_reward_head", torch.device("cpu")) == "reference":
+        pytest.skip("there is no operator to check")
+    inputs = draw((4, 5), 8, heads, torch.bfloat16)
+    tensors = [tensor.requires_grad_() for tensor in inputs.values()]
+    if not normed:
+        tensors[3] = None
+    torch.library.opcheck(torch.ops.fgrl.token_reward_head.default, (*tensors, 1e-6))
+    plain = [tensor if tensor is None else tensor.detach() for tensor in tensors]
+    rewards, scores, rstd = torch.ops.fgrl.token_reward_head(*plain, 1e-6)
+    arguments = (torch.randn_like(rewards), *plain, scores, rstd, True, True, True, normed)
+    torch.library.opcheck(torch.ops.fgrl.token_reward_head_backward.default, arguments)
 
 
 def test_strided_rows() -> None:

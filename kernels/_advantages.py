@@ -30,7 +30,7 @@ from fgrl.kernels._launch import multiprocessors, on_device
 from fgrl.kernels.whiten import store_partial_moments
 
 _SHORTEST_BLOCK, _LONGEST_BLOCK = (16, 32) if interprets_kernels() else (128, 1024)
-_TOKENS_PER_WARP = 256
+_TOKENS_PER_WARP = 128
 _SEQUENCES_PER_MULTIPROCESSOR = 2
 _ALIGNMENT = tl.constexpr(16)  # of the first token of a block, so that a thread loads several tokens at once
 
@@ -141,8 +141,18 @@ def _coefficients(sequence, sequences, gamma, lam, DTYPE: tl.constexpr):
 
 
 @triton.jit
-def _load(ptrs, inside, FULL: tl.constexpr):
+def _inside(start, begin, end, BLOCK: tl.constexpr):
+    """Which tokens of a block are among [begin, end)."""
+    lanes = tl.arange(0, BLOCK)
+    first = (tl.maximum(begin, start) - start).to(tl.int32)
+    beyond = (tl.minimum(end, start + BLOCK) - start).to(tl.int32)
+    return (lanes >= first) & (lanes < beyond)
+
+
+@triton.jit
+def _load(ptr, start, inside, FULL: tl.constexpr):
     """The load of a full block has no bounds: those of a size of which nothing is known would split it."""
+    ptrs = ptr + start + tl.arange(0, inside.shape[0])
     if FULL:
         return tl.load(ptrs)
     else:
@@ -155,21 +165,20 @@ def _load_tokens(tokens, start, inside, shaping, KL_KIND: tl.constexpr, DTYPE: t
     HAS_REWARDS: tl.constexpr = tokens.rewards_ptr is not None
     HAS_KL: tl.constexpr = tokens.logprobs_ptr is not None and tokens.ref_logprobs_ptr is not None
     HAS_MASK: tl.constexpr = tokens.mask_ptr is not None
-    offsets = start + tl.arange(0, inside.shape[0])
     valid = inside
     if HAS_MASK:
-        valid = inside & (_load(tokens.mask_ptr + offsets, inside, FULL) != 0)
-    values = tl.where(valid, _load(tokens.values_ptr + offsets, inside, FULL).to(DTYPE), 0.0)
+        valid = inside & (_load(tokens.mask_ptr, start, inside, FULL) != 0)
+    values = tl.where(valid, _load(tokens.values_ptr, start, inside, FULL).to(DTYPE), 0.0)
     rewards = tl.zeros_like(values)
     kl = tl.zeros_like(values)
     scale, low, high, kl_coef = shaping
     if HAS_REWARDS:
-        rewards = _load(tokens.rewards_ptr + offsets, inside, FULL).to(DTYPE)
+        rewards = _load(tokens.rewards_ptr, start, inside, FULL).to(DTYPE)
         rewards = tl.where(rewards < low, low, tl.where(rewards > high, high, rewards))  # a NaN stays one
         rewards = tl.where(valid, scale * rewards, 0.0)
     if HAS_KL:
-        logprobs = _load(tokens.logprobs_ptr + offsets, inside, FULL).to(DTYPE)
-        ref_logprobs = _load(tokens.ref_logprobs_ptr + offsets, inside, FULL).to(DTYPE)
+        logprobs = _load(tokens.logprobs_ptr, start, inside, FULL).to(DTYPE)
+        ref_logprobs = _load(tokens.ref_logprobs_ptr, start, inside, FULL).to(DTYPE)
         kl = kl_value(tl.where(valid, logprobs - ref_logprobs, 0.0), KL_KIND)
         rewards -= tl.where(kl_coef != 0, kl_coef * kl, 0.0)  # k3 can overflow, and 0 * inf is NaN
     return rewards, values, kl, valid
@@ -216,7 +225,7 @@ def _block_advantages(
         inside = tl.full([BLOCK], True, tl.int1)
         stored: tl.constexpr = None
     else:
-        inside = (lanes >= begin - start) & (lanes < end - start)
+        inside = _inside(start, begin, end, BLOCK)
         stored = inside
     rewards, values, kl, valid = _load_tokens(tokens, start, inside, shaping, KL_KIND, ahead.dtype, FULL)
 
@@ -328,7 +337,7 @@ def _piece_maps_fwd_kernel(
     decay, keep = _coefficients(sequence, sequences, gamma, lam, DTYPE)
     shaping = _shaping(reward_scale, reward_low, reward_high, kl_coef, DTYPE)
     lanes = tl.arange(0, BLOCK)
-    inside = (lanes >= begin - start) & (lanes < end - start)
+    inside = _inside(start, begin, end, BLOCK)
     if start >= begin and start + BLOCK <= end:
         rewards, values, _, valid = _load_tokens(tokens, start, inside, shaping, KL_KIND, DTYPE, FULL=True)
     else:

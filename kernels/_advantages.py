@@ -30,7 +30,7 @@ from fgrl.kernels._launch import multiprocessors, on_device
 from fgrl.kernels.whiten import store_partial_moments
 
 _SHORTEST_BLOCK, _LONGEST_BLOCK = (16, 32) if interprets_kernels() else (128, 1024)
-_TOKENS_PER_WARP = 128
+_TOKENS_PER_WARP = 256
 _SEQUENCES_PER_MULTIPROCESSOR = 2
 _ALIGNMENT = tl.constexpr(16)  # of the first token of a block, so that a thread loads several tokens at once
 
@@ -141,47 +141,82 @@ def _coefficients(sequence, sequences, gamma, lam, DTYPE: tl.constexpr):
 
 
 @triton.jit
-def _inside(start, begin, end, BLOCK: tl.constexpr):
-    """Which tokens of a block are among [begin, end)."""
+def _window(start, begin, end, BLOCK: tl.constexpr):
+    """The first lane of a block that is among the tokens [begin, end), and the one after the last."""
+    first = tl.maximum(begin, start) - start
+    beyond = tl.minimum(end, start + BLOCK) - start
+    return first.to(tl.int32), beyond.to(tl.int32)
+
+
+@triton.jit
+def _among(first, beyond, BLOCK: tl.constexpr):
     lanes = tl.arange(0, BLOCK)
-    first = (tl.maximum(begin, start) - start).to(tl.int32)
-    beyond = (tl.minimum(end, start + BLOCK) - start).to(tl.int32)
     return (lanes >= first) & (lanes < beyond)
 
 
 @triton.jit
-def _load(ptr, start, inside, FULL: tl.constexpr):
-    """The load of a full block has no bounds: those of a size of which nothing is known would split it."""
-    ptrs = ptr + start + tl.arange(0, inside.shape[0])
-    if FULL:
-        return tl.load(ptrs)
+def _load(ptr, start, inside):
+    """A block of a tensor, 0 where there is no tensor."""
+    IS_GIVEN: tl.constexpr = ptr is not None
+    if IS_GIVEN:
+        return tl.load(ptr + start + tl.arange(0, inside.shape[0]), mask=inside, other=0)
     else:
-        return tl.load(ptrs, mask=inside, other=0)
+        return tl.zeros_like(inside)
 
 
 @triton.jit
-def _load_tokens(tokens, start, inside, shaping, KL_KIND: tl.constexpr, DTYPE: tl.constexpr, FULL: tl.constexpr):
-    """R_t, V_t and KL_t, 0 where a token is not valid, and which are: [BLOCK] each."""
+def _load_all(tokens, start, inside):
+    return (
+        _load(tokens.rewards_ptr, start, inside),
+        _load(tokens.values_ptr, start, inside),
+        _load(tokens.logprobs_ptr, start, inside),
+        _load(tokens.ref_logprobs_ptr, start, inside),
+        _load(tokens.mask_ptr, start, inside),
+    )
+
+
+@triton.jit
+def _store(ptr, start, block, first, beyond):
+    lanes = tl.arange(0, block.shape[0])
+    if beyond - first == block.shape[0]:
+        tl.store(ptr + start + lanes, block)
+    else:
+        tl.store(ptr + start + lanes, block, mask=_among(first, beyond, block.shape[0]))
+
+
+@triton.jit
+def _load_tokens(tokens, start, first, beyond, size, shaping, KL_KIND: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr):
+    """R_t, V_t and KL_t, 0 where a token is not valid, and which are: [BLOCK] each.
+
+    Bounds that are not known to be multiples of anything would split a load into single elements. Those that are taken
+    here reach into other sequences, but where they would reach beyond the tensors.
+    """
     HAS_REWARDS: tl.constexpr = tokens.rewards_ptr is not None
     HAS_KL: tl.constexpr = tokens.logprobs_ptr is not None and tokens.ref_logprobs_ptr is not None
     HAS_MASK: tl.constexpr = tokens.mask_ptr is not None
-    valid = inside
+    rounded = tl.cdiv(beyond, _ALIGNMENT) * _ALIGNMENT
+    if start + rounded <= size:
+        inside = _among(first // _ALIGNMENT * _ALIGNMENT, rounded, BLOCK)
+        rewards, values, logprobs, ref_logprobs, mask = _load_all(tokens, start, inside)
+    else:
+        inside = _among(first, beyond, BLOCK)
+        rewards, values, logprobs, ref_logprobs, mask = _load_all(tokens, start, inside)
+
+    valid = _among(first, beyond, BLOCK)
     if HAS_MASK:
-        valid = inside & (_load(tokens.mask_ptr, start, inside, FULL) != 0)
-    values = tl.where(valid, _load(tokens.values_ptr, start, inside, FULL).to(DTYPE), 0.0)
-    rewards = tl.zeros_like(values)
-    kl = tl.zeros_like(values)
+        valid = valid & (mask != 0)
     scale, low, high, kl_coef = shaping
+    values = tl.where(valid, values.to(DTYPE), 0.0)
+    shaped = tl.zeros_like(values)
+    kl = tl.zeros_like(values)
     if HAS_REWARDS:
-        rewards = _load(tokens.rewards_ptr, start, inside, FULL).to(DTYPE)
+        rewards = rewards.to(DTYPE)
         rewards = tl.where(rewards < low, low, tl.where(rewards > high, high, rewards))  # a NaN stays one
-        rewards = tl.where(valid, scale * rewards, 0.0)
+        shaped = tl.where(valid, scale * rewards, 0.0)
     if HAS_KL:
-        logprobs = _load(tokens.logprobs_ptr, start, inside, FULL).to(DTYPE)
-        ref_logprobs = _load(tokens.ref_logprobs_ptr, start, inside, FULL).to(DTYPE)
-        kl = kl_value(tl.where(valid, logprobs - ref_logprobs, 0.0), KL_KIND)
-        rewards -= tl.where(kl_coef != 0, kl_coef * kl, 0.0)  # k3 can overflow, and 0 * inf is NaN
-    return rewards, values, kl, valid
+        kl = kl_value(tl.where(valid, logprobs.to(DTYPE) - ref_logprobs.to(DTYPE), 0.0), KL_KIND)
+        shaped -= tl.where(kl_coef != 0, kl_coef * kl, 0.0)  # k3 can overflow, and 0 * inf is NaN
+    return shaped, values, kl, valid
 
 
 @triton.jit
@@ -198,6 +233,11 @@ def _maps(rewards, values, valid, decay, keep):
 
 
 @triton.jit
+def _add(count, total, squares, more, added, added_squares):
+    return count + more, total + added, squares + added_squares
+
+
+@triton.jit
 def _first(block):
     return tl.sum(tl.where(tl.arange(0, block.shape[0]) == 0, block, 0.0), 0)
 
@@ -209,6 +249,7 @@ def _block_advantages(
     start,
     begin,
     end,
+    size,
     ahead,
     decay,
     keep,
@@ -216,18 +257,14 @@ def _block_advantages(
     KL_KIND: tl.constexpr,
     HAS_MOMENTS: tl.constexpr,
     BLOCK: tl.constexpr,
-    FULL: tl.constexpr,
 ):
     """Writes the advantages of one block; what is ahead of the token before it, and the moments of what it wrote."""
     HAS_KL: tl.constexpr = outputs.kl_ptr is not None
     lanes = tl.arange(0, BLOCK)
-    if FULL:
-        inside = tl.full([BLOCK], True, tl.int1)
-        stored: tl.constexpr = None
-    else:
-        inside = _inside(start, begin, end, BLOCK)
-        stored = inside
-    rewards, values, kl, valid = _load_tokens(tokens, start, inside, shaping, KL_KIND, ahead.dtype, FULL)
+    first, beyond = _window(start, begin, end, BLOCK)
+    rewards, values, kl, valid = _load_tokens(
+        tokens, start, first, beyond, size, shaping, KL_KIND, ahead.dtype, BLOCK
+    )
 
     decays, gains = _maps(rewards, values, valid, decay, keep)
     aheads = decays * ahead + gains  # of the token before each
@@ -235,18 +272,16 @@ def _block_advantages(
     following = tl.where(lanes == BLOCK - 1, ahead, following)
     advantages = tl.where(valid, rewards - values + following, 0.0)
 
-    tl.store(outputs.advantages_ptr + start + lanes, advantages, mask=stored)
-    tl.store(outputs.returns_ptr + start + lanes, advantages + values, mask=stored)
+    _store(outputs.advantages_ptr, start, advantages, first, beyond)
+    _store(outputs.returns_ptr, start, advantages + values, first, beyond)
     if HAS_KL:
-        tl.store(outputs.kl_ptr + start + lanes, kl, mask=stored)
+        _store(outputs.kl_ptr, start, kl, first, beyond)
     count = 0
     total = tl.full([], 0.0, tl.float64)
     squares = tl.full([], 0.0, tl.float64)
     if HAS_MOMENTS:
         wide = advantages.to(tl.float64)
-        count += tl.sum(valid.to(tl.int32), 0)
-        total += tl.sum(wide, 0)
-        squares += tl.sum(wide * wide, 0)
+        count, total, squares = tl.reduce((valid.to(tl.int32), wide, wide * wide), 0, _add)
     return _first(aheads), count, total, squares
 
 
@@ -260,13 +295,14 @@ def _shaping(scale, low, high, kl_coef, DTYPE: tl.constexpr):
     )
 
 
-@triton.jit(do_not_specialize=["length", "batch"])
+@triton.jit(do_not_specialize=["size", "length", "batch"])
 def _token_advantages_fwd_kernel(
     outputs,
     partial_ptr,  # [3, programs] fp64
     tokens,
     sequences,
     aheads_ptr,  # [pieces], or None: a program takes a sequence
+    size,
     length,
     batch,
     gamma: tl.float64,
@@ -298,14 +334,9 @@ def _token_advantages_fwd_kernel(
     total = tl.full([], 0.0, tl.float64)
     squares = tl.full([], 0.0, tl.float64)
     while start + BLOCK > begin:
-        if start >= begin and start + BLOCK <= end:
-            ahead, more, added, added_squares = _block_advantages(
-                outputs, tokens, start, begin, end, ahead, decay, keep, shaping, KL_KIND, HAS_MOMENTS, BLOCK, FULL=True
-            )
-        else:
-            ahead, more, added, added_squares = _block_advantages(
-                outputs, tokens, start, begin, end, ahead, decay, keep, shaping, KL_KIND, HAS_MOMENTS, BLOCK, FULL=False
-            )
+        ahead, more, added, added_squares = _block_advantages(
+            outputs, tokens, start, begin, end, size, ahead, decay, keep, shaping, KL_KIND, HAS_MOMENTS, BLOCK
+        )
         count += more
         total += added
         squares += added_squares
@@ -314,12 +345,13 @@ def _token_advantages_fwd_kernel(
         store_partial_moments(partial_ptr, count, total, squares)
 
 
-@triton.jit(do_not_specialize=["length", "batch"])
+@triton.jit(do_not_specialize=["size", "length", "batch"])
 def _piece_maps_fwd_kernel(
     decays_ptr,  # [pieces]
     gains_ptr,  # [pieces]
     tokens,
     sequences,
+    size,
     length,
     batch,
     gamma: tl.float64,
@@ -337,11 +369,8 @@ def _piece_maps_fwd_kernel(
     decay, keep = _coefficients(sequence, sequences, gamma, lam, DTYPE)
     shaping = _shaping(reward_scale, reward_low, reward_high, kl_coef, DTYPE)
     lanes = tl.arange(0, BLOCK)
-    inside = _inside(start, begin, end, BLOCK)
-    if start >= begin and start + BLOCK <= end:
-        rewards, values, _, valid = _load_tokens(tokens, start, inside, shaping, KL_KIND, DTYPE, FULL=True)
-    else:
-        rewards, values, _, valid = _load_tokens(tokens, start, inside, shaping, KL_KIND, DTYPE, FULL=False)
+    first, beyond = _window(start, begin, end, BLOCK)
+    rewards, values, _, valid = _load_tokens(tokens, start, first, beyond, size, shaping, KL_KIND, DTYPE, BLOCK)
     decays, gains = _maps(rewards, values, valid, decay, keep)
     ptrs = tl.program_id(0) + 0 * lanes
     tl.store(decays_ptr + ptrs, decays, mask=lanes == 0)
@@ -403,7 +432,7 @@ def launch(
     programs = size // block + batch if in_pieces else batch
     partial = torch.empty(3, programs if size else 0, dtype=torch.float64, device=device) if has_moments else None
     if size:
-        numbers = (length, batch, gamma, lam, *shaping[:4])
+        numbers = (size, length, batch, gamma, lam, *shaping[:4])
         constants = {"KL_KIND": shaping.kl_estimator, "BLOCK": block, "num_warps": max(1, block // _TOKENS_PER_WARP)}
         aheads = None
         with on_device(tokens.values_ptr):

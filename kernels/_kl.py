@@ -24,9 +24,11 @@ def kl_value(difference, KIND: tl.constexpr):
 
 @triton.jit
 def _exp_minus_tangent(x):
-    """exp(x) - 1 - x, where it cancels from its Taylor series: x^2/2 (1 + x/3 (1 + x/4 (1 + ...)))"""
-    LAST_TERM: tl.constexpr = 18 if x.dtype == tl.float64 else 10  # |x| < 1: what it leaves out is below rounding
+    """exp(x) - 1 - x; where that cancels, its series x^2 / 2! + x^3 / 3! + ... + x^n / n!, times n! until the end."""
+    LAST: tl.constexpr = 18 if x.dtype == tl.float64 else 10  # what is left out is below rounding for |x| < 1
+    factor = tl.full([], 1.0, x.dtype)  # n! / k! for the term x^k
     series = tl.full(x.shape, 1.0, x.dtype)
-    for term in tl.static_range(LAST_TERM, 2, -1):
-        series = 1.0 + x * series * (1.0 / term)
-    return tl.where(tl.abs(x) < 1, 0.5 * x * x * series, tl.exp(x) - 1.0 - x)
+    for term in tl.static_range(LAST, 2, -1):
+        factor *= term
+        series = series * x + factor
+    return tl.where(tl.abs(x) < 1, x * x * series * (0.5 / factor), tl.exp(x) - 1.0 - x)

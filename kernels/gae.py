@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from fgrl.kernels._advantages import Outputs, Sequences, Tokens, aot_batch, launch
-from fgrl.kernels._launch import Case, flags, flat
+from fgrl.kernels._advantages import Outputs, Sequences, Tokens, aot_batches, launch
+from fgrl.kernels._launch import Case
 from fgrl.types import compute_dtype
 
 
@@ -29,26 +29,14 @@ def gae(
     """
     dtype = compute_dtype(rewards, values, bootstrap)
     advantages, returns = (torch.empty(values.shape, dtype=dtype, device=values.device) for _ in range(2))
-    tokens = Tokens(flat(rewards), flat(values), None, None, flags(mask))
-    sequences = Sequences(None, flat(bootstrap), flat(lams), flat(cu_seqlens))
-    batch = len(values) if cu_seqlens is None else len(cu_seqlens) - 1
-    launch(Outputs(advantages, returns, None), tokens, sequences, batch, gamma, lam)
+    tokens = Tokens(rewards, values, None, None, mask)
+    sequences = Sequences(None, bootstrap, lams, cu_seqlens)
+    launch(Outputs(advantages, returns, None), tokens, sequences, gamma, lam)
     return advantages, returns
 
 
 def aot_cases() -> Iterator[Case]:
-    """Many sequences, padded and packed, with the longest and the shortest block; and few long ones."""
-    for label, batch, length, is_packed, dtype in (
-        ("4096x1000", 4096, 1000, False, torch.float32),
-        ("4096x1000", 4096, 1000, False, torch.float64),
-        ("4096x64 packed", 4096, 64, True, torch.float32),
-        ("8x131072", 8, 131072, False, torch.float32),
-        ("8x131072 packed", 8, 131072, True, torch.bfloat16),
-    ):
-        tokens, per_sequence, cu_seqlens = aot_batch(batch, length, is_packed, dtype)
-        mask = torch.empty_like(tokens, dtype=torch.bool)
-        yield Case(
-            f"{label} {str(dtype).removeprefix('torch.')}",
-            gae,
-            (tokens, tokens, mask, per_sequence, None, cu_seqlens, 0.99, 0.95),
-        )
+    """Each batch with everything optional but a lambda of each sequence, and one with nothing but that."""
+    for label, tokens, mask, per_sequence, cu_seqlens in aot_batches():
+        yield Case(label, gae, (tokens, tokens, mask, per_sequence, None, cu_seqlens, 0.99, 0.95))
+    yield Case(f"{label}, lam [B]", gae, (tokens, tokens, None, None, per_sequence, cu_seqlens, 0.99, 1.0))

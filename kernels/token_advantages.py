@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import get_args
 
 import torch
 from torch import Tensor
 
-from fgrl.kernels._advantages import Outputs, Sequences, Shaping, Tokens, aot_batch, launch
-from fgrl.kernels._launch import Case, flags, flat
-from fgrl.ops._library import KL_ESTIMATORS
-from fgrl.types import compute_dtype
+from fgrl.kernels._advantages import Outputs, Sequences, Shaping, Tokens, aot_batches, launch
+from fgrl.kernels._launch import Case
+from fgrl.types import KLEstimator, compute_dtype
 
 
 def token_advantages(
@@ -40,30 +40,24 @@ def token_advantages(
     dtype = compute_dtype(token_rewards, values, logprobs, ref_logprobs, sequence_rewards, bootstrap)
     advantages, returns, kl = (torch.empty(values.shape, dtype=dtype, device=values.device) for _ in range(3))
     has_kl = logprobs is not None and ref_logprobs is not None
-    if not has_kl:
+    if has_kl:
+        tokens = Tokens(token_rewards, values, logprobs, ref_logprobs, mask)
+    else:
+        tokens = Tokens(token_rewards, values, None, None, mask)
         kl.zero_()
-    tokens = Tokens(flat(token_rewards), flat(values), flat(logprobs), flat(ref_logprobs), flags(mask))
-    sequences = Sequences(flat(sequence_rewards), flat(bootstrap), flat(lams), flat(cu_seqlens))
-    batch = len(values) if cu_seqlens is None else len(cu_seqlens) - 1
+    sequences = Sequences(sequence_rewards, bootstrap, lams, cu_seqlens)
     shaping = Shaping(reward_scale, reward_low, reward_high, kl_coef, kl_estimator)
     outputs = Outputs(advantages, returns, kl if has_kl else None)
-    moments = launch(outputs, tokens, sequences, batch, gamma, lam, shaping, has_moments=True)
+    moments = launch(outputs, tokens, sequences, gamma, lam, shaping, has_moments=True)
     return advantages, returns, kl, moments
 
 
 def aot_cases() -> Iterator[Case]:
-    """Many sequences and few long ones, with k3, which takes the most, and everything optional; and with nothing."""
-    k3 = KL_ESTIMATORS.index("k3")
-    for label, batch, length, is_packed, dtype in (
-        ("4096x1000", 4096, 1000, False, torch.float32),
-        ("4096x1000", 4096, 1000, False, torch.float64),
-        ("4096x64 packed", 4096, 64, True, torch.float32),
-        ("8x131072 packed", 8, 131072, True, torch.bfloat16),
-    ):
-        tokens, per_sequence, cu_seqlens = aot_batch(batch, length, is_packed, dtype)
-        mask = torch.empty_like(tokens, dtype=torch.bool)
+    """Each batch with everything optional and k3, which takes the most; and one with scores alone."""
+    k3 = get_args(KLEstimator).index("k3")
+    numbers = (0.5, -5.0, 5.0, 0.1, k3, 0.99, 1.0)
+    for label, tokens, mask, per_sequence, cu_seqlens in aot_batches():
         given = (tokens, tokens, tokens, tokens, mask, per_sequence, per_sequence, per_sequence, cu_seqlens)
-        numbers = (1.0, -5.0, 5.0, 0.1, k3, 0.99, 1.0)
-        yield Case(f"{label} {str(dtype).removeprefix('torch.')}", token_advantages, (*given, *numbers))
-    rewards_only = (None, tokens, None, None, None, per_sequence, None, None, cu_seqlens)
-    yield Case("sequence rewards alone", token_advantages, (*rewards_only, *numbers))
+        yield Case(label, token_advantages, (*given, *numbers))
+    scores = (None, tokens, None, None, None, per_sequence, None, None, cu_seqlens)
+    yield Case(f"{label}, scores alone", token_advantages, (*scores, *numbers))

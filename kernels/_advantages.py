@@ -88,14 +88,16 @@ def _ahead_of_last(sequence, sequences, gamma, DTYPE: tl.constexpr):
 
 @triton.jit
 def _coefficients(sequence, sequences, gamma, lam, DTYPE: tl.constexpr):
-    """c and gamma - c, each rounded once."""
+    """c, gamma - c and 1 - gamma, which add up to 1 after rounding too."""
     HAS_LAMS: tl.constexpr = sequences.lams_ptr is not None
-    gamma = tl.full([], gamma, tl.float64)
+    decay = tl.full([], gamma, tl.float64)
     if HAS_LAMS:
-        decay = gamma * tl.load(sequences.lams_ptr + sequence).to(tl.float64)
+        decay *= tl.load(sequences.lams_ptr + sequence).to(tl.float64)
     else:
-        decay = gamma * lam
-    return decay.to(DTYPE), (gamma - decay).to(DTYPE)
+        decay *= lam
+    decay = decay.to(DTYPE)
+    gamma = tl.full([], gamma, DTYPE)
+    return decay, gamma - decay, 1.0 - gamma
 
 
 @triton.jit
@@ -172,10 +174,16 @@ def _after(decay, gain, decay_before, gain_before):
 
 
 @triton.jit
-def _maps(rewards, values, valid, decay, keep):
-    """The map of each token together with all that follow it in the block."""
+def _maps(rewards, values, valid, origin, decay, keep, drift):
+    """V_t - origin, and the map of each token together with all that follow it in the block, both sides less `origin`.
+
+    Values may be far larger than the advantages, and so would be their rounding errors, token by token.
+    """
+    values = tl.where(valid, values - origin, 0.0)
     decays = tl.where(valid, decay, 1.0)
-    return tl.associative_scan((decays, decay * rewards + keep * values), 0, _after, reverse=True)
+    gains = tl.where(valid, decay * rewards + keep * values - drift * origin, 0.0)
+    decays, gains = tl.associative_scan((decays, gains), 0, _after, reverse=True)
+    return values, decays, gains
 
 
 @triton.jit
@@ -221,7 +229,7 @@ def _token_advantages_fwd_kernel(
         end = start_of(sequence + 1, sequences.cu_seqlens_ptr, length)
         start = tl.cdiv(end, ALIGNMENT) * ALIGNMENT - BLOCK
         ahead = _ahead_of_last(sequence, sequences, gamma, DTYPE)
-    decay, keep = _coefficients(sequence, sequences, gamma, lam, DTYPE)
+    decay, keep, drift = _coefficients(sequence, sequences, gamma, lam, DTYPE)
     shaping = (reward_scale, reward_low, reward_high, kl_coef)
 
     lanes = tl.arange(0, BLOCK)
@@ -231,11 +239,10 @@ def _token_advantages_fwd_kernel(
     while start + BLOCK > begin:
         first, beyond = lanes_of(start, begin, end, BLOCK)
         rewards, values, kl, valid = _shaped_tokens(tokens, start, first, beyond, size, shaping, KL_KIND, DTYPE, BLOCK)
-        decays, gains = _maps(rewards, values, valid, decay, keep)
-        aheads_before = decays * ahead + gains
-        aheads = tl.gather(aheads_before, tl.minimum(lanes + 1, BLOCK - 1), 0)
-        aheads = tl.where(lanes == BLOCK - 1, ahead, aheads)
-        advantages = tl.where(valid, rewards - values + aheads, 0.0)
+        rise, _, gains = _maps(rewards, values, valid, ahead, decay, keep, drift)
+        more = tl.gather(gains, tl.minimum(lanes + 1, BLOCK - 1), 0)  # ahead_t - ahead
+        more = tl.where(lanes == BLOCK - 1, 0.0, more)
+        advantages = tl.where(valid, rewards - rise + more, 0.0)
         store(outputs.advantages_ptr, start, advantages, first, beyond)
         store(outputs.returns_ptr, start, advantages + values, first, beyond)
         if HAS_KL:
@@ -244,7 +251,7 @@ def _token_advantages_fwd_kernel(
             wide = advantages.to(tl.float64)
             sums = tl.reduce((valid.to(tl.int32), wide, wide * wide), 0, _add)
             count, total, squares = _add(count, total, squares, sums[0], sums[1], sums[2])
-        ahead = _first(aheads_before)
+        ahead += _first(gains)
         start -= BLOCK
     if HAS_MOMENTS:
         store_partial_moments(partial_ptr, count, total, squares)
@@ -271,11 +278,13 @@ def _piece_maps_fwd_kernel(
     """The composition of the maps of each piece's tokens."""
     DTYPE: tl.constexpr = decays_ptr.dtype.element_ty
     sequence, start, begin, end = piece(tl.program_id(0), sequences.cu_seqlens_ptr, length, batch, BLOCK)
-    decay, keep = _coefficients(sequence, sequences, gamma, lam, DTYPE)
+    decay, keep, drift = _coefficients(sequence, sequences, gamma, lam, DTYPE)
     shaping = (reward_scale, reward_low, reward_high, kl_coef)
     first, beyond = lanes_of(start, begin, end, BLOCK)
     rewards, values, _, valid = _shaped_tokens(tokens, start, first, beyond, size, shaping, KL_KIND, DTYPE, BLOCK)
-    decays, gains = _maps(rewards, values, valid, decay, keep)
+    mean = tl.sum(values, 0) / tl.maximum(tl.sum(valid.to(DTYPE), 0), 1.0)
+    _, decays, gains = _maps(rewards, values, valid, mean, decay, keep, drift)
+    gains += mean - decays * mean
     lanes = tl.arange(0, BLOCK)
     tl.store(decays_ptr + tl.program_id(0) + lanes, decays, mask=lanes == 0)
     tl.store(gains_ptr + tl.program_id(0) + lanes, gains, mask=lanes == 0)

@@ -24,12 +24,12 @@ Backend = Literal["auto", "triton", "cpp", "reference"]
 _IMPLEMENTATIONS: dict[str, tuple[str, ...]] = {
     "align_edits": ("cpp",),
     "token_reward_head": ("cpp", "triton"),
-    "edit_preference_loss": ("triton", "cpp"),
-    "gae": ("cpp",),
-    "token_advantages": ("cpp",),
+    "edit_preference_loss": ("cpp", "triton"),
+    "gae": ("cpp", "triton"),
+    "token_advantages": ("cpp", "triton"),
     "whiten": ("cpp", "triton"),
-    "ppo_loss": ("triton", "cpp"),
-    "value_loss": ("triton", "cpp"),
+    "ppo_loss": ("cpp", "triton"),
+    "value_loss": ("cpp", "triton"),
     "linear_logprobs": ("cpp", "triton"),
     "linear_ppo_loss": ("cpp", "triton"),
 }

@@ -25,12 +25,15 @@ class Case(NamedTuple):
     arguments: tuple[Any, ...]
 
 
+def flat(tensor: Tensor | None) -> Tensor | None:
+    """A tensor as `[N]`, contiguous, which `reshape(-1)` alone does not make it."""
+    return None if tensor is None else tensor.contiguous().view(-1)
+
+
 def flags(mask: Tensor | None) -> Tensor | None:
     """A mask flat and contiguous, bool as bytes: where it is not 0, a token is valid."""
-    if mask is None:
-        return None
-    mask = mask.reshape(-1)
-    return mask.view(torch.uint8) if mask.dtype == torch.bool else mask
+    mask = flat(mask)
+    return mask.view(torch.uint8) if mask is not None and mask.dtype == torch.bool else mask
 
 
 def on_device(tensor: Tensor) -> AbstractContextManager[Any]:

@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fgrl.extension import interprets_kernels
-from fgrl.kernels._launch import Case, flags, multiprocessors, on_device
+from fgrl.kernels._launch import Case, flags, flat, multiprocessors, on_device
 from fgrl.types import compute_dtype
 
 _BLOCK = 64 if interprets_kernels() else 1024  # the interpreter's tests want several blocks of few tokens
@@ -35,6 +35,16 @@ def _load_block(advantages_ptr, mask_ptr, start, size, HAS_MASK: tl.constexpr, B
     else:
         valid = inside
     return tl.where(valid, advantages.to(tl.float64), 0.0), valid
+
+
+@triton.jit
+def store_partial_moments(partial_ptr, count, total, squares):
+    """(count, sum, sum of squares) of what this program saw, in its column of [3, programs]."""
+    partial_ptr += tl.program_id(0)
+    programs = tl.num_programs(0)
+    tl.store(partial_ptr, count.to(tl.float64))
+    tl.store(partial_ptr + programs, total)
+    tl.store(partial_ptr + 2 * programs, squares)
 
 
 @triton.jit(do_not_specialize=["size", "blocks"])
@@ -62,10 +72,7 @@ def _moments_fwd_kernel(
         total += advantages
         squares += advantages * advantages
         start += programs * BLOCK
-    partial_ptr += tl.program_id(0)
-    tl.store(partial_ptr, tl.sum(count, 0).to(tl.float64))
-    tl.store(partial_ptr + programs, tl.sum(total, 0))
-    tl.store(partial_ptr + 2 * programs, tl.sum(squares, 0))
+    store_partial_moments(partial_ptr, tl.sum(count, 0), tl.sum(total, 0), tl.sum(squares, 0))
 
 
 @triton.jit(do_not_specialize=["size"])
@@ -102,7 +109,7 @@ def moments(advantages: Tensor, mask: Tensor | None) -> Tensor:
 
     Reads advantages and mask once. Two stages in a fixed order: a partial sum a program, then their sum.
     """
-    advantages, mask = advantages.reshape(-1), flags(mask)
+    advantages, mask = flat(advantages), flags(mask)
     blocks = triton.cdiv(advantages.numel(), _BLOCK)
     programs = max(1, min(blocks, _PROGRAMS_PER_MULTIPROCESSOR * multiprocessors(advantages.device)))
     partial = torch.empty(3, programs, dtype=torch.float64, device=advantages.device)
@@ -126,7 +133,7 @@ def whiten_tokens(advantages: Tensor, mask: Tensor | None, moments: Tensor) -> T
     Reads advantages and mask once and writes the result once.
     """
     whitened = torch.empty(advantages.shape, dtype=compute_dtype(advantages), device=advantages.device)
-    advantages, mask = advantages.reshape(-1), flags(mask)
+    advantages, mask = flat(advantages), flags(mask)
     if advantages.numel():
         with on_device(advantages):
             _whiten_tokens_fwd_kernel[(triton.cdiv(advantages.numel(), _BLOCK),)](

@@ -33,7 +33,7 @@ from fgrl.kernels.whiten import store_partial_moments
 
 # The interpreter's tests want several blocks of few tokens.
 _SHORTEST_BLOCK, _LONGEST_BLOCK, _PIECES = (16, 32, 4) if interprets_kernels() else (128, 1024, 256)
-_TOKENS_PER_WARP = 256
+_BYTES_PER_WARP = 1024  # of one tensor in the type of the computation: eight fp32 tokens a thread
 _SEQUENCES_PER_MULTIPROCESSOR = 2
 
 
@@ -239,14 +239,14 @@ def _token_advantages_fwd_kernel(
     while start + BLOCK > begin:
         first, beyond = lanes_of(start, begin, end, BLOCK)
         rewards, values, kl, valid = _shaped_tokens(tokens, start, first, beyond, size, shaping, KL_KIND, DTYPE, BLOCK)
+        if HAS_KL:
+            store(outputs.kl_ptr, start, kl, first, beyond)
         rise, _, gains = _maps(rewards, values, valid, ahead, decay, keep, drift)
         more = tl.gather(gains, tl.minimum(lanes + 1, BLOCK - 1), 0)  # ahead_t - ahead
         more = tl.where(lanes == BLOCK - 1, 0.0, more)
         advantages = tl.where(valid, rewards - rise + more, 0.0)
         store(outputs.advantages_ptr, start, advantages, first, beyond)
         store(outputs.returns_ptr, start, advantages + values, first, beyond)
-        if HAS_KL:
-            store(outputs.kl_ptr, start, kl, first, beyond)
         if HAS_MOMENTS:
             wide = advantages.to(tl.float64)
             sums = tl.reduce((valid.to(tl.int32), wide, wide * wide), 0, _add)
@@ -352,7 +352,8 @@ def launch(
         tokens = Tokens(*map(flat, tokens[:-1]), flags(tokens.mask_ptr))
         sequences = Sequences(*map(flat, sequences))
         numbers = (size, length, batch, gamma, lam, *shaping[:4])
-        constants = {"KL_KIND": shaping.kl_estimator, "BLOCK": block, "num_warps": max(1, block // _TOKENS_PER_WARP)}
+        warps = max(1, block * outputs.advantages_ptr.element_size() // _BYTES_PER_WARP)
+        constants = {"KL_KIND": shaping.kl_estimator, "BLOCK": block, "num_warps": warps}
         aheads = None
         with on_device(values):
             if in_pieces:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fgrl.extension import interprets_kernels
 from fgrl.kernels._launch import Case, flags, flat, multiprocessors, on_device
+from fgrl.kernels._sequences import store
 from fgrl.types import compute_dtype
 
 _BLOCK = 64 if interprets_kernels() else 1024  # the interpreter's tests want several blocks of few tokens
@@ -87,21 +88,19 @@ def _whiten_tokens_fwd_kernel(
     BLOCK: tl.constexpr,
 ):
     """(A_t - mean) / sqrt(var + floor),   var with Bessel's correction, 0 for fewer than two tokens"""
+    start = tl.program_id(0).to(tl.int64) * BLOCK
+    if start + BLOCK <= size:
+        advantages, valid = _load_block(advantages_ptr, mask_ptr, start, size, HAS_MASK, BLOCK, FULL=True)
+    else:
+        advantages, valid = _load_block(advantages_ptr, mask_ptr, start, size, HAS_MASK, BLOCK, FULL=False)
+
     count = tl.load(moments_ptr)
     total = tl.load(moments_ptr + 1)
     mean = total / tl.maximum(count, 1.0)
     variance = (tl.load(moments_ptr + 2) - total * mean) / tl.maximum(count - 1.0, 1.0)
     scale = 1.0 / tl.sqrt(tl.where(variance < 0, 0.0, variance) + VARIANCE_FLOOR)  # a NaN stays one
-
-    start = tl.program_id(0).to(tl.int64) * BLOCK
-    lanes = tl.arange(0, BLOCK)
-    if start + BLOCK <= size:
-        advantages, valid = _load_block(advantages_ptr, mask_ptr, start, size, HAS_MASK, BLOCK, FULL=True)
-        tl.store(whitened_ptr + start + lanes, tl.where(valid, (advantages - mean) * scale, 0.0))
-    else:
-        advantages, valid = _load_block(advantages_ptr, mask_ptr, start, size, HAS_MASK, BLOCK, FULL=False)
-        whitened = tl.where(valid, (advantages - mean) * scale, 0.0)
-        tl.store(whitened_ptr + start + lanes, whitened, mask=lanes < size - start)
+    whitened = tl.where(valid, (advantages - mean) * scale, 0.0)
+    store(whitened_ptr, start, whitened, 0, tl.minimum(size - start, BLOCK))
 
 
 def moments(advantages: Tensor, mask: Tensor | None) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, get_args
 
 import pytest
@@ -34,11 +33,6 @@ OPTIONS: dict[str, Any] = {
 def path(request: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A program for each sequence, or for each piece."""
     monkeypatch.setattr(_advantages, "takes_pieces", lambda *_: request.param == "pieces")
-
-
-@pytest.fixture
-def rows(device: torch.device) -> Iterator[None]:
-    yield
 
 
 def draw(batch: int, length: int, device: torch.device, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
@@ -133,7 +127,7 @@ def test_kl_estimators(estimator: str, device: torch.device) -> None:
 
 
 def test_k3_keeps_its_digits_near_zero(device: torch.device) -> None:
-    """Where `expm1(-d) + d` cancels: 1e-4 gives 5e-9 there only to two digits. `d` is one fp32 number here and there."""
+    """Where `expm1(-d) + d` cancels, which keeps no digit of the 5e-9 that it is for 1e-4."""
     size = torch.logspace(-6, 0.5, 27, device=device)
     logprobs = torch.cat([size, -size])[None]
     zeros = torch.zeros_like(logprobs)

@@ -117,6 +117,16 @@ def test_any_shape(shape: tuple[int, ...]) -> None:
     assert fgrl.ops.whiten(torch.randn(shape), None).shape == shape
 
 
+@pytest.mark.parametrize("every", [slice(None, None, 2), slice(3, 50)], ids=["other", "of the middle"])
+def test_strided_inputs(every: slice) -> None:
+    """Among them one that flattens without a copy, which leaves it strided."""
+    advantages, mask = torch.randn(4, 100), make_mask("holes", (4, 100))
+    assert mask is not None
+    for part, kept in ((advantages[:, every], mask[:, every]), (advantages[0, every], mask[0, every])):
+        expected = fgrl.ops.whiten(part.clone(memory_format=torch.contiguous_format), kept.clone())
+        assert torch.equal(fgrl.ops.whiten(part, kept), expected)
+
+
 def test_moments_are_not_written() -> None:
     total = torch.tensor([2.0, 1.0, 5.0], dtype=torch.float64)
     fgrl.ops.whiten(torch.randn(2), None, total)

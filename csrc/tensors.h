@@ -92,16 +92,6 @@ T* data(Tensor& tensor) {
   return static_cast<T*>(tensor.mutable_data_ptr());
 }
 
-// Calls `run` with a zero of the type of the computation.
-template <typename Run>
-void with_type(ScalarType dtype, const Run& run) {
-  if (dtype == ScalarType::Double) {
-    run(double{});
-  } else {
-    run(float{});
-  }
-}
-
 // Calls `run(state, task)` for every task in [0, count), with a state a thread, on as many threads as `tokens` are worth.
 // Who runs which is not determined, so a task may depend on nothing but its number.
 template <typename State, typename Run>

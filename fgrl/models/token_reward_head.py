@@ -36,6 +36,9 @@ class TokenRewardHead(nn.Module):
         torch.Size([2, 5])
     """
 
+    bias: nn.Parameter | None
+    norm_weight: nn.Parameter | None
+
     def __init__(
         self,
         hidden_size: int,

@@ -190,7 +190,7 @@ class Wavefront {
     return k >= range.low && k <= range.high && i <= forward_.reach[range.at + k];
   }
 
-  static constexpr double LINEAR = 45, SQUARE = 1.2;
+  static constexpr double LINEAR = 45, SQUARE = 0.8;
   static constexpr int32_t NONE = INT32_MIN / 2;
   static constexpr int32_t MARGIN = 2;
   static constexpr int64_t ALONE = 16;

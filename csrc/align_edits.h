@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <bit>
 #include <chrono>
 #include <cmath>
 #include <cstdint>
@@ -14,6 +13,7 @@
 #include <vector>
 
 #include "bitparallel.h"
+#include "bits.h"
 #include "equal_run.h"
 #include "small.h"
 #include "trace.h"
@@ -37,7 +37,7 @@ struct Path {
   Algorithm algorithm = Algorithm::AUTO;
   Cpu cpu = Cpu::AUTO;
 
-  bool operator==(const Path&) const = default;
+  bool operator!=(const Path& other) const { return algorithm != other.algorithm || cpu != other.cpu; }
 };
 
 // Aligns pairs one after another, reusing its memory.
@@ -45,7 +45,12 @@ template <typename Token>
 class Aligner {
  public:
   explicit Aligner(Path path)
-      : cpu_(usable_cpu(path.cpu)), path_(path), equal_run_(cpu_), wavefront_(equal_run_), small_(cpu_), bit_parallel_(cpu_) {}
+      : cpu_(usable_cpu(path.cpu)),
+        path_(path),
+        equal_run_(cpu_),
+        wavefront_(equal_run_),
+        small_(cpu_),
+        bit_parallel_(cpu_) {}
 
   // Aligns one pair by the time `finish` returns; the labels must be KEEP on entry.
   void add(Core<Token> a, Core<Token> b, Labels labels, int64_t* distance) {
@@ -81,10 +86,11 @@ class Aligner {
   size_t memory() const { return wavefront_.memory() + bit_parallel_.memory(); }
 
  private:
-  // Measured nanoseconds of the bit vectors: by instruction set so many a word of 64 cells, and 5 a token for long pairs.
+  // Measured nanoseconds of the bit vectors: so many a word of 64 cells by instruction set, and 5 a token where tokens
+  // are hashed.
   double bit_parallel_cost(Core<Token> a, Core<Token> b) const {
-    const double rows = static_cast<double>(std::min(a.size, b.size)), columns = static_cast<double>(std::max(a.size, b.size));
-    const double words = std::ceil(rows / 64) * columns;
+    const double rows = static_cast<double>(std::min(a.size, b.size));
+    const double columns = static_cast<double>(std::max(a.size, b.size)), words = std::ceil(rows / 64) * columns;
     if (is_short(a, b)) return 100 + (cpu_ == Cpu::AVX512 ? 1.5 : cpu_ == Cpu::AVX2 ? 3.0 : 5.0) * words;
     return 5 * (rows + columns) + (cpu_ == Cpu::AVX512 ? 0.9 : cpu_ == Cpu::AVX2 ? 1.4 : 3.5) * words;
   }
@@ -145,7 +151,7 @@ class ThreadAligner {
 template <typename Token>
 std::vector<int64_t> longest_first(Packed<Token> original, Packed<Token> edited, int64_t batch) {
   const auto size_class = [&](int64_t pair) {
-    return 64 - std::bit_width(static_cast<uint64_t>(original[pair].size) * static_cast<uint64_t>(edited[pair].size));
+    return leading_zeros(static_cast<uint64_t>(original[pair].size) * static_cast<uint64_t>(edited[pair].size));
   };
   int64_t place[65] = {};
   for (int64_t pair = 0; pair < batch; ++pair) ++place[size_class(pair)];
@@ -178,7 +184,8 @@ void align_batch(Packed<Token> original, Packed<Token> edited, int64_t batch, in
     // A thread is woken for so much work only. How much there is depends on the edits: the shortest pairs tell, unless
     // each of them is much work by itself.
     constexpr double TOKENS = 32768, SECONDS = 30e-6;
-    double tokens = static_cast<double>(original.cu_seqlens[batch] + edited.cu_seqlens[batch]), threads = tokens / TOKENS;
+    const double tokens = static_cast<double>(original.cu_seqlens[batch] + edited.cu_seqlens[batch]);
+    double threads = tokens / TOKENS;
     if (tokens < 4096.0 * static_cast<double>(batch)) {
       const auto start = std::chrono::steady_clock::now();
       double done = 0, seconds = 0;

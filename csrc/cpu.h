@@ -30,7 +30,7 @@ namespace fgrl {
 enum class Cpu { AUTO = 0, BASELINE = 1, AVX2 = 2, AVX512 = 3 };
 
 // The best instruction set that this CPU has, at most `wanted` unless that is AUTO.
-inline Cpu usable_cpu(Cpu wanted) {
+inline Cpu usable_cpu([[maybe_unused]] Cpu wanted) {
 #ifdef FGRL_X86
   const bool any = wanted == Cpu::AUTO;
   if ((any || wanted == Cpu::AVX512) && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&

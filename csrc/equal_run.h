@@ -2,10 +2,10 @@
 // words.
 #pragma once
 
-#include <bit>
 #include <cstdint>
 #include <cstring>
 
+#include "bits.h"
 #include "cpu.h"
 
 namespace fgrl {
@@ -31,7 +31,8 @@ inline uint64_t difference(const char* a, const char* b) { return read_word(a) ^
 inline int64_t equal_prefix(const char* a, const char* b, int64_t words) {
   int64_t i = 0;
   for (; i + 2 <= words; i += 2) {
-    if (const uint64_t different = difference(a + 4 * i, b + 4 * i)) return i + std::countr_zero(different) / 32;
+    const uint64_t different = difference(a + 4 * i, b + 4 * i);
+    if (different != 0) return i + trailing_zeros(different) / 32;
   }
   return i < words && std::memcmp(a + 4 * i, b + 4 * i, 4) == 0 ? words : i;
 }
@@ -39,7 +40,8 @@ inline int64_t equal_prefix(const char* a, const char* b, int64_t words) {
 inline int64_t equal_suffix(const char* a, const char* b, int64_t words) {
   int64_t i = 0;
   for (; i + 2 <= words; i += 2) {
-    if (const uint64_t different = difference(a - 4 * i - 8, b - 4 * i - 8)) return i + std::countl_zero(different) / 32;
+    const uint64_t different = difference(a - 4 * i - 8, b - 4 * i - 8);
+    if (different != 0) return i + leading_zeros(different) / 32;
   }
   return i < words && std::memcmp(a - 4 * i - 4, b - 4 * i - 4, 4) == 0 ? words : i;
 }
@@ -59,7 +61,7 @@ static FGRL_INLINE uint32_t differences(const char* a, const char* b) {
 static int64_t equal_prefix(const char* a, const char* b, int64_t words) {
   int64_t i = 0;
   for (; i + 8 <= words; i += 8) {
-    if (const uint32_t different = differences(a + 4 * i, b + 4 * i)) return i + std::countr_zero(different);
+    if (const uint32_t different = differences(a + 4 * i, b + 4 * i)) return i + trailing_zeros(different);
   }
   return i + baseline::equal_prefix(a + 4 * i, b + 4 * i, words - i);
 }
@@ -70,7 +72,7 @@ static int64_t equal_suffix(const char* a, const char* b, int64_t words) {
     prefetch(a - 4 * i - AHEAD);
     prefetch(b - 4 * i - AHEAD);
     if (const uint32_t different = differences(a - 4 * i - 32, b - 4 * i - 32)) {
-      return i + std::countl_zero(different << 24);
+      return i + leading_zeros(uint64_t{different} << 56);
     }
   }
   return i + baseline::equal_suffix(a - 4 * i, b - 4 * i, words - i);
@@ -88,7 +90,7 @@ static FGRL_INLINE uint32_t differences(const char* a, const char* b, uint32_t v
 static int64_t equal_prefix(const char* a, const char* b, int64_t words) {
   for (int64_t i = 0; i < words; i += 16) {
     const uint32_t valid = words - i < 16 ? (1u << (words - i)) - 1 : 0xffffu;
-    if (const uint32_t different = differences(a + 4 * i, b + 4 * i, valid)) return i + std::countr_zero(different);
+    if (const uint32_t different = differences(a + 4 * i, b + 4 * i, valid)) return i + trailing_zeros(different);
   }
   return words;
 }
@@ -99,7 +101,7 @@ static int64_t equal_suffix(const char* a, const char* b, int64_t words) {
     prefetch(a - 4 * i - AHEAD);
     prefetch(b - 4 * i - AHEAD);
     if (const uint32_t different = differences(a - 4 * i - 64, b - 4 * i - 64, valid)) {
-      return i + std::countl_zero(different << 16);
+      return i + leading_zeros(uint64_t{different} << 48);
     }
   }
   return words;

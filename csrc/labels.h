@@ -2,10 +2,10 @@
 #pragma once
 
 #include <algorithm>
-#include <bit>
 #include <cstdint>
 #include <cstring>
 
+#include "bits.h"
 #include "cpu.h"
 #include "trace.h"
 
@@ -23,13 +23,6 @@ inline uint64_t bits_between(int64_t word, int64_t begin, int64_t end) {
   return ~uint64_t{0} << low & ~uint64_t{0} >> above;
 }
 
-// Not std::popcount, which calls a function where the instruction cannot be assumed.
-inline int64_t count_bits(uint64_t word) {
-  word -= word >> 1 & 0x5555555555555555u;
-  word = (word & 0x3333333333333333u) + (word >> 2 & 0x3333333333333333u);
-  return static_cast<int64_t>(((word + (word >> 4)) & 0x0f0f0f0f0f0f0f0fu) * 0x0101010101010101u >> 56);
-}
-
 // In every run of edits, substitutions come first. The path may have them in any order; being a cheapest one it has,
 // besides them, edits of one side only in any run, so that the run's labels are those of as many pairs.
 inline void order_runs(const TokenSets& sets, int64_t size) {
@@ -38,15 +31,17 @@ inline void order_runs(const TokenSets& sets, int64_t size) {
     const uint64_t next = word + 1 < words ? sets.substituted[word + 1] << 63 : 0;
     uint64_t wrong = ~(sets.kept[word] | sets.substituted[word]) & (sets.substituted[word] >> 1 | next);
     while (wrong != 0) {
-      const int64_t at = std::countr_zero(wrong);
+      const int64_t at = trailing_zeros(wrong);
       int64_t first = word, last = word;
       uint64_t before = sets.kept[word] & ((uint64_t{1} << at) - 1), after = sets.kept[word] >> at << at;
       while (before == 0 && first > 0) before = sets.kept[--first];
       while (after == 0 && last + 1 < words) after = sets.kept[++last];
-      const int64_t begin = 64 * first + 64 - std::countl_zero(before);
-      const int64_t end = 64 * last + std::countr_zero(after);
+      const int64_t begin = 64 * first + 64 - leading_zeros(before);
+      const int64_t end = 64 * last + trailing_zeros(after);
       int64_t count = 0;
-      for (int64_t w = begin / 64; 64 * w < end; ++w) count += count_bits(sets.substituted[w] & bits_between(w, begin, end));
+      for (int64_t w = begin / 64; 64 * w < end; ++w) {
+        count += count_bits(sets.substituted[w] & bits_between(w, begin, end));
+      }
       for (int64_t w = begin / 64; 64 * w < end; ++w) {
         const uint64_t run = bits_between(w, begin, end);
         const uint64_t head = begin + count > 64 * w ? run & bits_between(w, begin, begin + count) : 0;
@@ -90,11 +85,12 @@ inline int64_t first_kept(const TokenSets& sets, int64_t size) {
   while (sets.kept[word] == 0) {
     if (64 * ++word >= size) return size;
   }
-  return 64 * word + std::countr_zero(sets.kept[word]);
+  return 64 * word + trailing_zeros(sets.kept[word]);
 }
 
 // Labels one side; `other` is DELETE or INSERT.
-inline void write_side(Cpu cpu, const TokenSets& sets, int64_t size, EditOp other, uint8_t* labels) {
+inline void write_side([[maybe_unused]] Cpu cpu, const TokenSets& sets, int64_t size, EditOp other,
+                       uint8_t* labels) {
   order_runs(sets, size);
 #ifdef FGRL_X86
   if (cpu == Cpu::AVX512) return expand_avx512(sets, size, other, labels);

@@ -1,13 +1,13 @@
-// Bit-parallel alignment of short pairs, several side by side in the lanes of a vector. Match vectors come from comparing
-// every row with the column's token, no hashing.
+// Bit-parallel alignment of short pairs, several side by side in the lanes of a vector. Match vectors come from
+// comparing every row with the column's token, no hashing.
 #pragma once
 
 #include <algorithm>
-#include <bit>
 #include <cstdint>
 #include <cstring>
 #include <vector>
 
+#include "bits.h"
 #include "labels.h"
 #include "strip_x86.h"
 #include "trace.h"
@@ -39,7 +39,7 @@ constexpr int COUNT = 1;
 typedef uint64_t V;
 static FGRL_INLINE V load(const uint64_t* p) { return *p; }
 static FGRL_INLINE void store(uint64_t* p, V v) { *p = v; }
-static FGRL_INLINE V below(V v) { return v == 0 ? 0 : ~uint64_t{0} >> std::countl_zero(v); }
+static FGRL_INLINE V below(V v) { return all_below(v); }
 static FGRL_INLINE uint8_t nonzero(V v) { return v != 0; }
 static FGRL_INLINE V where_equal(V a, V b) { return a == b ? ~uint64_t{0} : 0; }
 // For every column, 32 bits: which of 32 rows are equal to its token. The columns' bits are `step` bytes apart.
@@ -110,7 +110,7 @@ FGRL_TARGET_END
 
 #endif
 
-// Aligns cores of at most SMALL_ROWS by SMALL_COLUMNS tokens whose ids fit 32 bits, as many at a time as there are lanes.
+// Aligns cores of at most SMALL_ROWS by SMALL_COLUMNS tokens whose ids fit 32 bits, as many at once as there are lanes.
 template <typename Token>
 class Small {
  public:
@@ -137,7 +137,8 @@ class Small {
     group.columns[lane] = static_cast<uint64_t>(columns.size);
     group.right_first[lane] = swapped ? ~uint64_t{0} : 0;
     const size_t step = static_cast<size_t>(words * lanes);
-    if (group.match.size() < columns.size * step) group.match.resize(columns.size * step);
+    const size_t size = static_cast<size_t>(columns.size) * step;
+    if (group.match.size() < size) group.match.resize(size);
     const auto match_rows = cpu_ == Cpu::AVX512 ? avx512::match_rows
                             : cpu_ == Cpu::AVX2 ? avx2::match_rows : sse2::match_rows;
     for (int64_t row = 0; row < rows.size; row += 32) {  // the lower half of a word comes first in memory
@@ -147,6 +148,7 @@ class Small {
     if (bucket.used == lanes) run(bucket);
     return true;
 #else
+    (void)a, (void)b, (void)prefix, (void)labels, (void)distance;
     return false;
 #endif
   }
@@ -173,7 +175,8 @@ class Small {
 
   void run(Bucket& bucket) {
 #ifdef FGRL_X86
-    const size_t size = static_cast<size_t>(bucket.group.longest * 2 * bucket.group.words * vector_ * small_halves(bucket.group.words));
+    const int words = bucket.group.words;
+    const size_t size = static_cast<size_t>(bucket.group.longest * 2 * words * vector_ * small_halves(words));
     if (moves_.size() < size) moves_.resize(size);
     const auto run = cpu_ == Cpu::AVX512 ? avx512::run_group : cpu_ == Cpu::AVX2 ? avx2::run_group : sse2::run_group;
     run(bucket.group, moves_.data());

@@ -6,9 +6,9 @@
 // match vectors and the horizontal differences that enter from the word above.
 #pragma once
 
-#include <bit>
 #include <cstdint>
 
+#include "bits.h"
 #include "cpu.h"
 
 namespace fgrl {
@@ -25,8 +25,9 @@ struct Strip {
 };
 
 // `moves` says of each cell whether stepping back one row (first bit), or one column (second bit), lies on a cheapest
-// path while the diagonal step at the cost of an edit does not; and whether its tokens are equal (third bit). The words
-// of column `begin + c` and lane l are moves[t][0..2][l], with t = c in the plain version and t = c + l in vector versions.
+// path while the diagonal step at the cost of an edit does not; and whether its tokens are equal (third bit). Column
+// `begin + c` of lane l is in moves[t][0..2][l], of [][3][lanes], with t = c in the plain version and t = c + l in the
+// vector versions.
 
 template <int LANES>
 void run_strip_baseline(const Strip& s) {
@@ -64,9 +65,6 @@ struct Walk {
   uint64_t outside, kept;  // the current row, when it is outside a run of edits; the row that the last column kept
   uint64_t kept_rows, substituted_rows, kept_columns, substituted_columns;
 };
-
-// All bits up to the highest that is set.
-static FGRL_INLINE uint64_t all_below(uint64_t v) { return v == 0 ? 0 : ~uint64_t{0} >> std::countl_zero(v); }
 
 // Goes on until the rows of the word or the columns are consumed.
 static FGRL_INLINE void walk_columns(Walk& walk) {

@@ -3,9 +3,10 @@
 //
 // reach[e][k] of the forward wave is the largest i for which D[i][i - k] <= e. D does not fall along a diagonal, so
 // D[i][j] <= e exactly when i <= reach[e][i - j], which is all that the trace-back asks. The backward wave is the same
-// from the other end, with i and j counted from there; its diagonals keep their names. The distance is the first e + f for which level e of one wave and
-// level f of the other meet on a diagonal. From there the forward wave goes on only where a cheapest path may pass, which
-// is where it still meets what is left of the backward one; the trace-back asks about such cells alone.
+// from the other end, with i counted from there; its diagonals keep their names. The distance is the first e + f where
+// level e of one wave and level f of the other meet on a diagonal. From there the forward wave goes on only where a
+// cheapest path may pass, which is where it meets what is left of the backward one; the trace-back asks about no cells
+// elsewhere.
 #pragma once
 
 #include <algorithm>
@@ -166,7 +167,9 @@ class Wavefront {
   bool hopeless(int64_t tokens, int32_t goal, double budget) const {
     int32_t ahead = 0, behind = 0;  // tokens passed, of both sides
     const Level forward = last(forward_);
-    for (int32_t k = forward.low; k <= forward.high; ++k) ahead = std::max(ahead, forward.reach[k] - k + forward.reach[k]);
+    for (int32_t k = forward.low; k <= forward.high; ++k) {
+      ahead = std::max(ahead, forward.reach[k] - k + forward.reach[k]);
+    }
     if (!backward_.levels.empty()) {
       const Level backward = last(backward_);
       for (int32_t k = backward.low; k <= backward.high; ++k) {
@@ -179,7 +182,7 @@ class Wavefront {
     return promised > e && cost(promised) - cost(e) > budget;
   }
 
-  // Whether D[i][j] <= e, for a cell that matters.
+  // Whether D[i][j] <= e, for a cell on a cheapest path.
   bool within(int64_t e, int64_t i, int64_t j) const {
     if (e < 0) return false;
     const Range& range = forward_.levels[e];
@@ -187,7 +190,7 @@ class Wavefront {
     return k >= range.low && k <= range.high && i <= forward_.reach[range.at + k];
   }
 
-  static constexpr double LINEAR = 45, SQUARE = 1.2;
+  static constexpr double LINEAR = 45, SQUARE = 0.8;
   static constexpr int32_t NONE = INT32_MIN / 2;
   static constexpr int32_t MARGIN = 2;
   static constexpr int64_t ALONE = 16;

@@ -127,7 +127,7 @@ void check_pair(const Tokens& a, const Tokens& b) {
     for (int cpu = 0; cpu <= 3; ++cpu) {
       const fgrl::Path path{static_cast<fgrl::Algorithm>(algorithm), static_cast<fgrl::Cpu>(cpu)};
       check(by_path<int32_t>(a, b, path) == expected, "int32", a, b);
-      if (cpu == 0) check(by_path<int64_t>(a, b, path) == expected, "int64", a, b);
+      if (cpu == 0 || algorithm == 0) check(by_path<int64_t>(a, b, path) == expected, "int64", a, b);
     }
   }
   Tokens c = a, d = b;  // ids that differ in their upper half only

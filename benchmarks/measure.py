@@ -65,10 +65,10 @@ def measure(op: Op, shape: Shape, device: torch.device, effort: Effort, only: tu
     runs = {name: run for name, run in variants(op, shape, inputs, effort).items() if not only or name in only}
     candidates = {name: run for name, run in runs.items() if not isinstance(run, Unavailable)}
     absent = {name: {"status": "absent", "reason": str(run)} for name, run in runs.items() if name not in candidates}
-    checked = _check(op, shape, device, candidates, inputs, effort)
+    checked = check(op, shape, device, candidates, inputs, effort)
     sound = {name: run for name, run in candidates.items() if checked[name]["status"] == "ok"}
-    timed = _time(op, sound, inputs, device, effort)
-    cells = absent | {name: checked[name] | timed.get(name, {}) for name in candidates}
+    times = timed(op, sound, inputs, device, effort)
+    cells = absent | {name: checked[name] | times.get(name, {}) for name in candidates}
     floor = op.floor(inputs)
     return {
         "op": op.name,
@@ -80,7 +80,7 @@ def measure(op: Op, shape: Shape, device: torch.device, effort: Effort, only: tu
     }
 
 
-def _check(
+def check(
     op: Op, shape: Shape, device: torch.device, runs: dict[str, Run], inputs: Inputs, effort: Effort
 ) -> dict[str, dict[str, Any]]:
     """Status, reason and error of each variant, compared on at most `op.checked_tokens` tokens."""
@@ -109,11 +109,11 @@ def _check(
     return cells
 
 
-def _time(
+def timed(
     op: Op, runs: dict[str, Run], inputs: Inputs, device: torch.device, effort: Effort
 ) -> dict[str, dict[str, Any]]:
     """Seconds (p20, p50, p80) of each part and peak bytes of each variant."""
-    stopwatch = _Stopwatch(op, inputs, device)
+    stopwatch = Stopwatch(op, inputs, device)
     cells: dict[str, dict[str, Any]] = {}
     for name, run in list(runs.items()):  # compiles, and fills caches other than the processor's
         try:
@@ -136,7 +136,7 @@ def _time(
     return cells
 
 
-class _Stopwatch:
+class Stopwatch:
     """Times one run of a variant on inputs that are in no cache, because each call takes the next of many copies.
 
     On a GPU the time is that between events, and a memset past the L2 cache precedes, which also gives the host a lead:
@@ -166,10 +166,10 @@ class _Stopwatch:
         return {"forward": middle - start, "backward": end - middle, "both": end - start}
 
     def untimed(self, run: Run) -> Callable[[], object]:
-        """Forward and backward, which return everything they made."""
-        inputs = self._next()
+        """Forward and backward on the next inputs, returning everything they made."""
 
         def both() -> object:
+            inputs = self._next()
             outputs = run(inputs)
             if self._op.gradients:
                 _backward(outputs, inputs)

@@ -33,6 +33,7 @@ peers: $(VENV)/.installed
 	$(BIN)/python -m pip install -q --no-deps -r requirements/peers.txt
 
 results: bench
+	$(BIN)/python -m benchmarks pairs --suite cpu
 	$(BIN)/python -W ignore -m benchmarks step --suite cpu
 	$(BIN)/python -W ignore -m benchmarks scale --suite cpu
 	$(BIN)/python -m benchmarks keep

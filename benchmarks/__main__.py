@@ -23,12 +23,14 @@ def main(arguments: list[str] | None = None) -> int:
         ("run", "check and time the ops, and print a table of each"),
         ("scale", "time and memory against sizes and threads"),
         ("step", "one PPO update step of a decoder"),
+        ("pairs", "edit alignment at every length and rate of edits"),
     ):
         command = commands.add_parser(name, help=summary)
         command.add_argument("--suite", choices=SUITES, help="default: gpu where there is one, else cpu")
         command.add_argument("--out", type=Path, default=DEFAULT_OUT, metavar="DIR", help=f"default {DEFAULT_OUT}")
         command.add_argument("--device", type=torch.device, help="default: the suite's")
-        if name != "step":
+        command.add_argument("--threads", type=int, metavar="N", help="of PyTorch on a CPU; default: its own")
+        if name in ("run", "scale"):
             command.add_argument("--seconds", type=float, default=float("inf"), help="begin nothing new after so many")
             command.add_argument("--ops", nargs="+", default=[], choices=list(registry()), metavar="OP")
     command = commands.add_parser("compare", help="exit with 1 where NEW is slower than OLD beyond the noise")
@@ -68,6 +70,14 @@ def _step(args: argparse.Namespace) -> int:
     return 0 if found["variants"]["fgrl"]["status"] == "ok" else 1
 
 
+def _pairs(args: argparse.Namespace) -> int:
+    from benchmarks import align_edits
+
+    suite, device = _where(args)
+    _update(args.out, suite, device, align_edits=align_edits.run(quick=suite in ("tiny", "quick")))
+    return 0
+
+
 def _update(out: Path, suite: str, device: torch.device, **parts: object) -> None:
     path = out / "results.json"
     if not path.exists():
@@ -76,6 +86,8 @@ def _update(out: Path, suite: str, device: torch.device, **parts: object) -> Non
 
 
 def _where(args: argparse.Namespace) -> tuple[str, torch.device]:
+    if args.threads:
+        torch.set_num_threads(args.threads)
     suite = args.suite or ("gpu" if torch.cuda.is_available() else "cpu")
     return suite, args.device or torch.device("cuda" if suite == "gpu" else "cpu")
 
@@ -137,6 +149,7 @@ COMMANDS = {
     "run": _run,
     "scale": _scale,
     "step": _step,
+    "pairs": _pairs,
     "compare": _compare,
     "plot": _plot,
     "keep": _keep,

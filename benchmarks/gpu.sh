@@ -17,12 +17,20 @@ if [ $# -lt 1 ] || { [ -n "$DRY" ] && [ "$DRY" != --dry-run ]; }; then
 fi
 mkdir -p "$1/source"
 OUT=$(cd "$1" && pwd)
+WHOLE=530
 FAILED=()
 
-# stage NAME SECONDS COMMAND...: runs the command with its output in OUT/NAME.log, and says how it ended.
+# stage NAME SECONDS COMMAND...: runs the command with its output in OUT/NAME.log, and says how it ended. No stage gets
+# more than is left of the whole.
 stage() {
-  local name=$1 limit=$2 start=$SECONDS status
+  local name=$1 limit=$2 left=$((WHOLE - SECONDS)) start=$SECONDS status
   shift 2
+  if [ $left -le 0 ]; then
+    printf '%-10s  no time left\n' "$name"
+    FAILED+=("$name")
+    return 1
+  fi
+  [ "$limit" -le $left ] || limit=$left
   timeout -s INT -k 5 "$limit" "$@" >"$OUT/$name.log" 2>&1
   status=$?
   printf '%-10s %4ss  %s\n' "$name" $((SECONDS - start)) "$(outcome $status)"
@@ -60,19 +68,19 @@ else
 fi
 
 stage build 110 bash -c build || FGRL_SKIP_EXT=1 stage build-pure 15 bash -c build || exit 1
-stage doctor 15 "$PYTHON" -m fgrl.cli doctor
-stage measure 140 "$PYTHON" -W ignore -m benchmarks run "${SUITE[@]}" --out "$OUT" --seconds 110 ${OPS:+--ops "${OPS[@]}"}
+stage doctor 20 "$PYTHON" -m fgrl.cli doctor
+stage measure 230 "$PYTHON" -W ignore -m benchmarks run "${SUITE[@]}" --out "$OUT" --seconds 200 ${OPS:+--ops "${OPS[@]}"}
 if "$PYTHON" -c 'import pytest' 2>/dev/null; then
   PARALLEL=$("$PYTHON" -c 'import xdist' 2>/dev/null && echo "-n 4")
-  stage tests 110 "$PYTHON" -m pytest -q -p no:cacheprovider -c "$ROOT/pyproject.toml" --rootdir "$ROOT" \
+  stage tests 150 "$PYTHON" -m pytest -q -p no:cacheprovider -c "$ROOT/pyproject.toml" --rootdir "$ROOT" \
     --continue-on-collection-errors $PARALLEL "${TESTS[@]}"
 else
   echo "tests      skipped: pytest is not there"
 fi
 stage step 40 "$PYTHON" -W ignore -m benchmarks step "${SUITE[@]}" --out "$OUT"
-stage scale 45 "$PYTHON" -W ignore -m benchmarks scale "${SUITE[@]}" --out "$OUT" --seconds 25 ${OPS:+--ops "${OPS[@]}"}
+stage scale 40 "$PYTHON" -W ignore -m benchmarks scale "${SUITE[@]}" --out "$OUT" --seconds 25 ${OPS:+--ops "${OPS[@]}"}
 if [ -z "$DRY" ] && command -v compute-sanitizer >/dev/null; then
-  stage sanitizer 25 compute-sanitizer --error-exitcode 3 "$PYTHON" -W ignore -m benchmarks run --suite tiny \
+  stage sanitizer 60 compute-sanitizer --error-exitcode 3 "$PYTHON" -W ignore -m benchmarks run --suite tiny \
     --device cuda --out "$OUT/sanitizer" --ops whiten gae ppo_loss linear_ppo_loss
 else
   echo "sanitizer  skipped: compute-sanitizer is not there"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import time
 from collections.abc import Callable
 from datetime import datetime, timezone
@@ -89,7 +90,8 @@ def _wait(device: torch.device) -> None:
 
 def _driver() -> str:
     try:
-        lines = Path("/proc/driver/nvidia/version").read_text(encoding="ascii").splitlines()
+        text = Path("/proc/driver/nvidia/version").read_text(encoding="ascii")
     except OSError:
         return "unknown"
-    return lines[0].split("Kernel Module")[-1].split()[0] if lines else "unknown"
+    found = re.search(r"\b\d+\.\d+(\.\d+)?\b", text)
+    return found[0] if found else "unknown"

@@ -28,20 +28,30 @@ _MOST_COPIES = 64
 
 @dataclass(frozen=True)
 class Effort:
-    """How long to measure: seconds of rounds a case, fewest rounds, seconds that a variant's first run may take."""
+    """How long to measure.
+
+    Args:
+        seconds: of rounds, a case; a variant that has taken three times as much sits out.
+        rounds: fewest, except for who sits out.
+        first_run_seconds: what a variant's first run, for the check, may take; many compile then.
+        run_seconds: what one run may take after that.
+        compiled: whether torch.compile is tried.
+    """
 
     seconds: float
     rounds: int
-    first_run_seconds: float
+    first_run_seconds: float = 60.0
+    run_seconds: float = 10.0
     compiled: bool = True
 
 
 EFFORTS = {
-    "tiny": Effort(0.0, 2, 60, compiled=False),
-    "quick": Effort(0.5, 5, 60),
-    "cpu": Effort(4.0, 5, 90),
-    "gpu": Effort(1.5, 10, 60),
+    "tiny": Effort(0.0, 2, compiled=False),
+    "quick": Effort(0.5, 5),
+    "cpu": Effort(2.0, 5),
+    "gpu": Effort(1.0, 10, run_seconds=30.0),  # results are checked on fewer tokens there, so that some compile again
 }
+_FEWEST_LAPS = 2
 
 
 def variants(op: Op, shape: Shape, inputs: Inputs, effort: Effort) -> dict[str, Run | Unavailable]:
@@ -84,7 +94,7 @@ def check(
     op: Op, shape: Shape, device: torch.device, runs: dict[str, Run], inputs: Inputs, effort: Effort
 ) -> dict[str, dict[str, Any]]:
     """Status, reason and error of each variant, compared on at most `op.checked_tokens` tokens."""
-    smaller = shape.at_most(max(1, op.checked_tokens // shape.length))
+    smaller = shape.at_most(op.checked_tokens)
     if smaller != shape:
         inputs = op.make(smaller, device)
     answer = accuracy.exact(op, inputs)
@@ -115,9 +125,9 @@ def timed(
     """Seconds (p20, p50, p80) of each part and peak bytes of each variant."""
     stopwatch = Stopwatch(op, inputs, device)
     cells: dict[str, dict[str, Any]] = {}
-    for name, run in list(runs.items()):  # compiles, and fills caches other than the processor's
+    for name, run in list(runs.items()):  # fills caches other than the processor's
         try:
-            with limited(effort.first_run_seconds):
+            with limited(effort.run_seconds):
                 stopwatch(run)
         except Exception as error:
             cells[name] = {"status": "failed", "reason": _first_line(error)}
@@ -128,11 +138,17 @@ def timed(
     while runs and (rounds < effort.rounds or time.perf_counter() - start < effort.seconds):
         order = list(runs)
         for name in order[rounds % len(order) :] + order[: rounds % len(order)]:  # nobody always follows the same one
-            times[name].append(stopwatch(runs[name]))
+            spent = sum(lap[op.parts[-1]] for lap in times[name])
+            if rounds < _FEWEST_LAPS or spent <= 3 * effort.seconds:
+                times[name].append(stopwatch(runs[name]))
         rounds += 1
     for name, run in runs.items():
         seconds = {part: percentiles([lap[part] for lap in times[name]]) for part in op.parts}
-        cells[name] = {"seconds": seconds, "rounds": rounds, "peak_bytes": memory.peak(stopwatch.untimed(run), device)}
+        cells[name] = {
+            "seconds": seconds,
+            "laps": len(times[name]),
+            "peak_bytes": memory.peak(stopwatch.untimed(run), device),
+        }
     return cells
 
 
@@ -217,7 +233,7 @@ def limited(seconds: float) -> Iterator[None]:
         return
 
     def expire(signum: int, frame: FrameType | None) -> None:
-        raise TimeoutError(f"its first run takes longer than {seconds:g} s")
+        raise TimeoutError(f"one run takes longer than {seconds:g} s")
 
     before = signal.signal(signal.SIGALRM, expire)
     signal.setitimer(signal.ITIMER_REAL, seconds)

@@ -47,9 +47,12 @@ class Shape:
         rate = f" {100 * self.rate:g} %" if self.rate else ""
         return f"{sizes} {str(self.dtype).removeprefix('torch.')}{' packed' * self.packed}{rate}"
 
-    def at_most(self, batch: int) -> Shape:
-        """The same with fewer sequences."""
-        return replace(self, batch=min(self.batch, batch))
+    def at_most(self, tokens: int) -> Shape:
+        """The same, or two or more sequences of at most so many tokens together."""
+        if self.batch * self.length <= tokens:
+            return self
+        length = min(self.length, tokens // 2)
+        return replace(self, batch=tokens // length, length=length)
 
 
 class Floor(NamedTuple):
@@ -82,7 +85,6 @@ class Op:
         peers: name -> what returns the peer's function for such inputs, or raises `Unavailable`.
         not_compiled: why torch.compile is not tried on a shape; "" where it is.
         checked_tokens: most tokens on which results are compared with float64, which takes its time and memory.
-        detail: a table of the op's own, measured besides; given whether to be quick.
     """
 
     name: str
@@ -95,7 +97,6 @@ class Op:
     peers: Mapping[str, Callable[[Inputs], Run]] = field(default_factory=dict)
     not_compiled: Callable[[Shape], str] = lambda shape: ""
     checked_tokens: int = 1 << 40
-    detail: Callable[[bool], dict[str, Any]] | None = None
 
     @property
     def parts(self) -> tuple[str, ...]:

@@ -18,6 +18,8 @@ def run(
 ) -> results.Results:
     """Measure the named ops, print a table of each, and keep `results.json` in `out` up to date.
 
+    The first shape of every op comes before the second of any, so that a run which is stopped has something of each.
+
     Args:
         suite: which shapes and how much effort.
         ops: names; none means all.
@@ -34,28 +36,30 @@ def run(
         "ceilings": machine.ceilings(device, dtypes),
         "cases": [],
         "skipped": [],
+        "errors": [],
     }
-    for op in chosen:
-        print(f"\n{op.name}", flush=True)
-        for shape in op.shapes[suite]:
-            if time.monotonic() - start > limit:
-                found["skipped"].append(f"{op.name} {shape.label}: out of time")
-                continue
-            _add_case(found, op, shape, device, suite)
-            results.save(found, out / "results.json")
-        if op.detail is not None and suite == "cpu":
-            found[op.name] = op.detail(False)
-            results.save(found, out / "results.json")
-        print(tables.text(tables.op_table(found, op.name)), flush=True)
-    for line in found["skipped"]:
-        print(f"skipped {line}")
+    cases = [(place, op, shape) for op in chosen for place, shape in enumerate(op.shapes[suite])]
+    for _, op, shape in sorted(cases, key=lambda case: case[0]):
+        if time.monotonic() - start > limit:
+            found["skipped"].append(f"{op.name} {shape.label}")
+            continue
+        print(f"{time.monotonic() - start:6.0f}s  {op.name} {shape.label}", flush=True)
+        _add_case(found, op, shape, device, suite)
+        results.save(found, out / "results.json")
+    found["cases"].sort(key=lambda case: list(registry()).index(case["op"]))
+    results.save(found, out / "results.json")
+    for name in dict.fromkeys(case["op"] for case in found["cases"]):
+        print(f"\n{name}\n{tables.text(tables.op_table(found, name))}")
+    for kind, sentence in (("skipped", "out of time for"), ("errors", "cannot be measured:")):
+        for line in found[kind]:
+            print(sentence, line)
     return found
 
 
 def is_right(found: results.Results) -> bool:
-    """Whether every case of ours was, and none was lost."""
+    """Whether every case of ours was, and none ended in an error."""
     ours = [case["variants"].get(measure.OURS, {"status": "ok"}) for case in found["cases"]]
-    return not found["skipped"] and all(cell["status"] == "ok" for cell in ours)
+    return not found["errors"] and all(cell["status"] == "ok" for cell in ours)
 
 
 def _add_case(found: results.Results, op: Op, shape: Shape, device: torch.device, suite: str) -> None:
@@ -64,6 +68,6 @@ def _add_case(found: results.Results, op: Op, shape: Shape, device: torch.device
     except Unavailable as unavailable:
         print(f"  {shape.label}: {unavailable}")
     except Exception as error:  # one case that cannot be set up or does not fit must not cost the others
-        found["skipped"].append(f"{op.name} {shape.label}: {type(error).__name__}: {error}"[:300])
+        found["errors"].append(f"{op.name} {shape.label}: {type(error).__name__}: {error}"[:300])
     else:
         found["cases"].append(case)

@@ -1,4 +1,4 @@
-"""`align_edits`: token ids in, labels out. `benchmarks.align_edits` has a table of every length and rate of edits."""
+"""`align_edits`: token ids in, labels out. `python -m benchmarks pairs` has more lengths and rates."""
 
 from __future__ import annotations
 

@@ -104,5 +104,5 @@ OP = Op(
     gradients=("hidden", "weight"),
     eager=eager,
     peers={"Liger": liger, "TRL + verl": composed("TRL"), "verl": composed("verl")},
-    checked_tokens=4096,
+    checked_tokens=1024,
 )

@@ -20,7 +20,7 @@ OURS_AND_PYTORCH = (measure.OURS, measure.EAGER)
 
 def results_of(*cases: dict[str, Any]) -> dict[str, Any]:
     ceilings = {"bytes_per_second": 1e10, "flops_per_second": {"float32": 1e11, "bfloat16": 1e11}}
-    return {"suite": "tiny", "ceilings": ceilings, "cases": list(cases), "skipped": []}
+    return {"suite": "tiny", "ceilings": ceilings, "cases": list(cases), "skipped": [], "errors": []}
 
 
 def case_of(name: str, only: tuple[str, ...] = OURS_AND_PYTORCH) -> dict[str, Any]:
@@ -186,10 +186,10 @@ def test_results_on_fewer_tokens_are_checked_where_the_answer_costs_too_much() -
     seen: list[int] = []
 
     def make(shape: Shape, device: torch.device) -> dict[str, Any]:
-        seen.append(shape.batch)
+        seen.append(shape.batch * shape.length)
         return op.make(shape, device)
 
     small = Op(op.name, op.shapes, make, op.call, op.floor, checked_tokens=34)
     case = measure.measure(small, Shape(3, 17), CPU, TINY, OURS_AND_PYTORCH)
-    assert seen == [3, 2]
+    assert seen == [51, 34]
     assert case["variants"][measure.OURS]["status"] == "ok"

@@ -16,7 +16,7 @@ from benchmarks.__main__ import main
 
 def sample(seconds: float = 1e-3, spread: float = 0.02, device: str = "A CPU") -> dict[str, Any]:
     times = {"p20": seconds * (1 - spread), "p50": seconds, "p80": seconds * (1 + spread)}
-    ours = {"status": "ok", "reason": "", "seconds": {"forward": times}, "rounds": 9, "peak_bytes": 5_000_000}
+    ours = {"status": "ok", "reason": "", "seconds": {"forward": times}, "laps": 9, "peak_bytes": 5_000_000}
     slower = {name: 3 * value for name, value in times.items()}
     return {
         "suite": "cpu",
@@ -38,6 +38,7 @@ def sample(seconds: float = 1e-3, spread: float = 0.02, device: str = "A CPU") -
             }
         ],
         "skipped": [],
+        "errors": [],
     }  # fmt: skip
 
 
@@ -118,7 +119,24 @@ def test_a_run_leaves_results_that_can_be_read(tmp_path: Path) -> None:
 
 def test_nothing_is_begun_after_the_limit(tmp_path: Path) -> None:
     arguments = ["run", "--suite", "tiny", "--ops", "whiten", "--out", str(tmp_path), "--seconds", "0"]
-    assert main(arguments) == 1
+    assert main(arguments) == 0
+    found = results.load(tmp_path)
+    assert (found["cases"], found["skipped"]) == ([], ["whiten 3x17 float32"])
+
+
+def test_an_error_costs_its_case_only_and_the_exit_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = measure.measure
+
+    def broken(op: Any, *arguments: Any) -> Any:
+        if op.name == "whiten":
+            raise MemoryError("too large")
+        return right(op, *arguments)
+
+    monkeypatch.setattr(measure, "measure", broken)
+    assert main(["run", "--suite", "tiny", "--ops", "whiten", "value_loss", "--out", str(tmp_path)]) == 1
+    found = results.load(tmp_path)
+    assert [case["op"] for case in found["cases"]] == ["value_loss"]
+    assert found["errors"] == ["whiten 3x17 float32: MemoryError: too large"]
 
 
 def test_figures_are_the_same_twice(tmp_path: Path) -> None:
@@ -144,17 +162,17 @@ def test_scaling_ends_where_a_variant_takes_too_long(monkeypatch: pytest.MonkeyP
 
 
 def test_a_step_with_another_loss_has_no_speed(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = end_to_end.TOOLKITS[measure.EAGER]
+    right = end_to_end.TOOLKITS[measure.OURS]
 
     def wrong() -> end_to_end.Toolkit:
         kit = right()
         return end_to_end.replace(kit, value_loss=lambda values, batch: 1.1 * kit.value_loss(values, batch))
 
-    monkeypatch.setitem(end_to_end.TOOLKITS, measure.EAGER, wrong)
+    monkeypatch.setitem(end_to_end.TOOLKITS, measure.OURS, wrong)
     cells = end_to_end.run("tiny", torch.device("cpu"))["variants"]
-    assert cells[measure.OURS]["status"] == "ok"
-    assert cells[measure.EAGER]["status"] == "wrong"
-    assert "seconds" not in cells[measure.EAGER]
+    assert cells[measure.EAGER]["status"] == "ok"
+    assert cells[measure.OURS]["status"] == "wrong"
+    assert "seconds" not in cells[measure.OURS]
 
 
 class TestInstructions:

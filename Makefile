@@ -40,7 +40,7 @@ results: bench
 	$(BIN)/python -m benchmarks report
 
 instructions:
-	python3 benchmarks/instructions.py
+	$(PYTHON) benchmarks/instructions.py
 
 # Alignment headers only: needs no environment. libFuzzer comes with clang; other compilers run random inputs instead.
 fuzz:

@@ -93,6 +93,13 @@ class TestRed:
         assert "gradient of logprobs" in cell["reason"]
         assert "seconds" not in cell
 
+    def test_an_error_everywhere_is_wrong_where_pytorch_has_it_once(self) -> None:
+        answer, everywhere = torch.ones(100), torch.full((100,), 1.01)
+        once = torch.where(torch.arange(100) == 0, everywhere, answer)
+        named = [{"output 0": tensor} for tensor in (everywhere, once, answer)]
+        assert accuracy.judge_ours(*named).complaint
+        assert not accuracy.judge_ours(named[1], named[1], named[2]).complaint
+
     def test_nan_is_wrong(self) -> None:
         nan, zero = {"output 0": torch.tensor([float("nan")])}, {"output 0": torch.zeros(1)}
         assert accuracy.judge_ours(nan, zero, zero).complaint

@@ -5,14 +5,14 @@ PYTHON ?= python3
 WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
-REQUIREMENTS := $(wildcard requirements/*.txt)
+REQUIREMENTS := $(filter-out requirements/peers.txt,$(wildcard requirements/*.txt))
 CLANG ?= clang++
 FUZZ_SECONDS ?= 60
 FUZZ_FLAGS := -std=c++20 -O1 -g -fno-sanitize-recover=all
 FUZZ_SOURCE := tests/csrc/align_edits_fuzz.cpp
 EXTENSION := setup.py pyproject.toml $(wildcard csrc/*)
 
-.PHONY: demo test lint bench fuzz wheel clean
+.PHONY: demo test lint bench peers results instructions fuzz wheel clean
 
 demo: $(VENV)/.installed
 	$(BIN)/fgrl demo --out fgrl-demo
@@ -27,7 +27,20 @@ lint: $(VENV)/.installed
 	$(BIN)/mypy
 
 bench: $(VENV)/.installed
-	$(BIN)/python -m benchmarks run
+	$(BIN)/python -W ignore -m benchmarks run --suite cpu
+
+peers: $(VENV)/.installed
+	$(BIN)/python -m pip install -q --no-deps -r requirements/peers.txt
+
+results: bench
+	$(BIN)/python -m benchmarks pairs --suite cpu
+	$(BIN)/python -W ignore -m benchmarks step --suite cpu
+	$(BIN)/python -W ignore -m benchmarks scale --suite cpu
+	$(BIN)/python -m benchmarks keep
+	$(BIN)/python -m benchmarks report
+
+instructions:
+	$(PYTHON) benchmarks/instructions.py
 
 # Alignment headers only: needs no environment. libFuzzer comes with clang; other compilers run random inputs instead.
 fuzz:

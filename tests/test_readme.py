@@ -10,21 +10,22 @@ import pytest
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import readme  # noqa: E402
+from benchmarks import report  # noqa: E402
 
 
-def test_readme_and_figure_are_what_the_results_say() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert readme.render(text) == text
-    assert readme.FIGURE.read_text(encoding="utf-8") == readme.figure()
+def test_pages_and_figure_are_what_the_results_say() -> None:
+    for page in report.SECTIONS:
+        text = (ROOT / page).read_text(encoding="utf-8")
+        assert report.render(text, page) == text
+    assert report.FIGURE.read_text(encoding="utf-8") == report.figure()
 
 
 def test_a_number_typed_by_hand_is_written_over() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     start = text.index("<!-- align_edits:start -->")
-    assert readme.render(text[:start] + text[start:].replace("x |", "x  |", 1)) == text
+    assert report.render(text[:start] + text[start:].replace("x |", "x  |", 1)) == text
 
 
 def test_missing_markers_are_an_error() -> None:
     with pytest.raises(ValueError, match="no markers for 'demo'"):
-        readme.render("# A README without markers")
+        report.render("# A README without markers")

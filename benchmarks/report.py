@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks import end_to_end, tables
+from benchmarks.results import COMMITTED, Results, newest
 from fgrl.demo.report import policy_rows, win_rows
 from fgrl.demo.svg import line_chart
 
 ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
 FIGURE = ROOT / "docs" / "demo.svg"
 _COLOURS = {"fine_grained": "#1764ab", "sequence": "#d1740f"}
 _PEERS = ("rapidfuzz", "hinted", "Levenshtein", "difflib")
+_NOT_YET = {
+    "cpu": "No result yet. `make results` measures.",
+    "gpu": "No result yet: no GPU was at hand. `bash benchmarks/gpu.sh OUT` measures on yours, in under 9 minutes.",
+}
 
 
 def latest(kind: str) -> tuple[str, dict[str, Any]]:
@@ -24,7 +29,7 @@ def latest(kind: str) -> tuple[str, dict[str, Any]]:
     Raises:
         FileNotFoundError: there is none.
     """
-    paths = sorted(RESULTS.glob(f"{kind}-*.json"), key=lambda path: path.stem[-10:])
+    paths = sorted(COMMITTED.glob(f"{kind}-*.json"), key=lambda path: path.stem[-10:])
     if not paths:
         raise FileNotFoundError(f"benchmarks/results has no {kind}-*.json")
     return paths[-1].name, json.loads(paths[-1].read_text(encoding="utf-8"))
@@ -32,8 +37,7 @@ def latest(kind: str) -> tuple[str, dict[str, Any]]:
 
 def table(header: list[str], rows: list[list[str]]) -> str:
     """A Markdown table; all columns but the first are numbers."""
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return tables.markdown(tables.Table(header, rows, []))
 
 
 def demo_section() -> str:
@@ -82,7 +86,10 @@ def token_auc(run: Mapping[str, Any]) -> float:
 
 def align_section() -> str:
     """The edit alignment table: how many times longer the peers take."""
-    name, results = latest("align_edits")
+    found = newest("align_edits")
+    if found is None:
+        return _NOT_YET["cpu"]
+    name, results = found
     data = results["align_edits"]
     where = data["environment"]
     rows = []
@@ -116,19 +123,91 @@ def figure() -> str:
     return line_chart("Wrong words per 100, as PPO goes on", "rollout of 64 responses", lines) + "\n"
 
 
-def render(text: str) -> str:
-    """README text with everything between its markers written anew."""
-    for marker, section in (("demo", demo_section), ("align_edits", align_section)):
+def ops_section(kind: str) -> str:
+    """One line a case of the newest result on a CPU or a GPU."""
+    found = newest("cases", kind)
+    if found is None:
+        return _NOT_YET[kind]
+    name, results = found
+    return "\n\n".join([_conditions(results), tables.markdown(tables.summary_table(results)), _source(name, results)])
+
+
+def full_section(kind: str) -> str:
+    """A table an op, with every pass and every peer."""
+    found = newest("cases", kind)
+    if found is None:
+        return _NOT_YET[kind]
+    name, results = found
+    parts = [_conditions(results)]
+    for op in dict.fromkeys(case["op"] for case in results["cases"]):
+        parts += [f"### `{op}`", tables.markdown(tables.op_table(results, op))]
+    return "\n\n".join([*parts, _source(name, results)])
+
+
+def step_section(kind: str) -> str:
+    """The whole PPO update step."""
+    found = newest("end_to_end", kind)
+    if found is None:
+        return _NOT_YET[kind]
+    name, results = found
+    step = results["end_to_end"]
+    return "\n\n".join([end_to_end.conditions(step), tables.markdown(end_to_end.table(step)), _source(name, results)])
+
+
+def _conditions(results: Results) -> str:
+    where, ceilings = results["environment"], results["ceilings"]
+    products = ", ".join(
+        f"{rate / 1e12:.2f} TFLOP/s in {dtype}" for dtype, rate in ceilings["flops_per_second"].items()
+    )
+    threads = "" if results["suite"] == "gpu" else f", {where['threads']} threads"
+    peers = ", ".join(f"{name} {version}" for name, version in where["peers"].items())
+    return (
+        f"{where['device']}{threads}; copies {ceilings['bytes_per_second'] / 1e9:.1f} GB/s and multiplies {products}, "
+        f"measured in the same run. Medians; the others' times are multiples of ours. Peers: {peers or 'none'}."
+    )
+
+
+def _source(name: str, results: Results) -> str:
+    where = results["environment"]
+    driver = f", driver {where['driver']}" if "driver" in where else ""
+    return (
+        f"Source: [`benchmarks/results/{name}`]({{root}}benchmarks/results/{name}), commit {where['commit']}, Python "
+        f"{where['python']}, torch {where['torch']}, triton {where['triton']}{driver}."
+    )
+
+
+SECTIONS: dict[str, dict[str, Callable[[], str]]] = {
+    "README.md": {
+        "demo": demo_section,
+        "align_edits": align_section,
+        "ops-cpu": lambda: ops_section("cpu"),
+        "ops-gpu": lambda: ops_section("gpu"),
+        "step-cpu": lambda: step_section("cpu"),
+        "step-gpu": lambda: step_section("gpu"),
+    },
+    "docs/benchmarks.md": {"full-cpu": lambda: full_section("cpu"), "full-gpu": lambda: full_section("gpu")},
+}
+
+
+def render(text: str, page: str = "README.md") -> str:
+    """The page's text with everything between its markers written anew.
+
+    Raises:
+        ValueError: the page lacks the markers of a section.
+    """
+    root = "../" * page.count("/")
+    for marker, section in SECTIONS[page].items():
         pattern = re.compile(rf"(<!-- {marker}:start -->\n).*?(<!-- {marker}:end -->)", re.DOTALL)
         if not pattern.search(text):
-            raise ValueError(f"README.md has no markers for {marker!r}")
-        content = section()
+            raise ValueError(f"{page} has no markers for {marker!r}")
+        content = section().replace("{root}", root)
         text = pattern.sub(lambda match, content=content: f"{match[1]}{content}\n{match[2]}", text)
     return text
 
 
 def update() -> None:
-    """Write README.md and the figure."""
-    readme = ROOT / "README.md"
-    readme.write_text(render(readme.read_text(encoding="utf-8")), encoding="utf-8")
+    """Write every page and the demo's figure."""
+    for page in SECTIONS:
+        path = ROOT / page
+        path.write_text(render(path.read_text(encoding="utf-8"), page), encoding="utf-8")
     FIGURE.write_text(figure(), encoding="utf-8")

@@ -1,0 +1,1 @@
+"""One file an op: its entry in the registry."""

@@ -37,7 +37,7 @@ def extension_arguments() -> dict:
         link_args = ["-Wl,-s"] if platform.system() == "Linux" else []
     module = CppExtension(
         "fgrl._C",
-        ["csrc/binding.cpp", "csrc/linear.cpp", "csrc/losses.cpp", "csrc/token_ops.cpp"],
+        ["csrc/binding.cpp", "csrc/linear.cpp", "csrc/losses.cpp", "csrc/matmul.cpp", "csrc/token_ops.cpp"],
         depends=[str(header) for header in sorted(Path("csrc").glob("*.[hi]*"))],
         define_macros=[("TORCH_TARGET_VERSION", TORCH_TARGET_VERSION)],
         extra_compile_args=compile_args,

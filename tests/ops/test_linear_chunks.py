@@ -23,8 +23,8 @@ PRODUCTS = ("aten::mm", "aten::addmm", "fgrl::matmul")
 TRAINED = ("hidden", "weight", "bias")
 CONFIG = PPOLossConfig(entropy_coef=0.1)
 
-# Vocabulary, width, rows: one row, and more than a tile of the product has; a vocabulary below a vector and one of whole vectors; of SmolLM, GPT-2 (odd) and Qwen; the
-# widths of SmolLM and of an 8B model.
+# Vocabulary, width, rows: one row, and more than a tile of the product has; a vocabulary below a vector and one of
+# whole vectors; of SmolLM, GPT-2 (odd) and Qwen; the widths of SmolLM and of an 8B model.
 SIZES = {
     "7x576x9": (7, 576, 9),
     "128x4096x5": (128, 4096, 5),

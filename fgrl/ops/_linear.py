@@ -196,7 +196,7 @@ class Gradients:
         rows = self._rows
         slopes, out = statistics.slopes(logprobs, entropy, rows.temperature), chunk.logits
         if rows.head.operands != out.dtype:
-            out = torch.empty_strided(out.shape, out.stride(), dtype=rows.head.operands, device=out.device)
+            out = out.new_empty(out.shape[0], out.stride(0), dtype=rows.head.operands)[:, : out.shape[1]]
         torch.ops.fgrl.logit_gradient(
             chunk.logits, rows.bias, chunk.targets, slopes, rows.temperature, rows.softcap, out
         )

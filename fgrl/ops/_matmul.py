@@ -12,7 +12,12 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from fgrl import extension
+from fgrl.ops._library import LIBRARY
 from fgrl.types import compute_dtype
+
+LIBRARY.define("matmul(Tensor a, Tensor b, bool add, Tensor(a!) out) -> ()")
+LIBRARY.define("prefers_matmul() -> bool")
 
 _BLOCK = 4096  # words of the head that are converted at a time
 
@@ -59,7 +64,9 @@ class Head:
 
 def multiply(a: Tensor, b: Tensor, out: Tensor) -> None:
     """`out = a @ b`"""
-    if a.dtype == out.dtype:
+    if _is_ours(a, b):
+        torch.ops.fgrl.matmul(a, b, False, out)
+    elif a.dtype == out.dtype:
         torch.mm(a, b, out=out)
     elif _widens(a.device.type, a.dtype):
         torch.mm(a, b, out_dtype=out.dtype, out=out)
@@ -69,12 +76,25 @@ def multiply(a: Tensor, b: Tensor, out: Tensor) -> None:
 
 def multiply_add(a: Tensor, b: Tensor, to: Tensor) -> None:
     """`to += a @ b`"""
-    if a.dtype == to.dtype:
+    if _is_ours(a, b):
+        torch.ops.fgrl.matmul(a, b, True, to)
+    elif a.dtype == to.dtype:
         torch.addmm(to, a, b, out=to)
     elif _widens(a.device.type, a.dtype):
         torch.addmm(to, a, b, out_dtype=to.dtype, out=to)
     else:
         to.add_(torch.mm(a, b))
+
+
+def _is_ours(a: Tensor, b: Tensor) -> bool:
+    is_matrix = min(*a.shape, *b.shape) >= 8  # a product of a few rows reads its operands, whoever computes it
+    return a.device.type == "cpu" and a.dtype == torch.float32 and is_matrix and _prefers_matmul()
+
+
+@cache
+def _prefers_matmul() -> bool:
+    """Whether the product of csrc/matmul.h is faster than PyTorch's on this processor: twice on AMD's with AVX-512."""
+    return extension.available() and torch.ops.fgrl.prefers_matmul()
 
 
 @cache

@@ -48,6 +48,15 @@ def test_every_instruction_set_agrees_with_the_definition(source: str, tmp_path:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("source", ["softmax_check.cpp", "matmul_check.cpp"])
+def test_every_instruction_set_computes_softmax_and_products(source: str, tmp_path: Path) -> None:
+    driver = build(tmp_path, source, "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+    result = subprocess.run([driver], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "every instruction set agrees with the definition" in result.stdout
+
+
+@pytest.mark.slow
 def test_threads_under_the_thread_sanitizer(tmp_path: Path) -> None:
     driver = build(tmp_path, "align_edits_fuzz.cpp", "-fsanitize=thread")
     environment = {**os.environ, "FUZZ_THREADS": "4"}

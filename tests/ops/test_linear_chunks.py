@@ -19,12 +19,12 @@ from fgrl.ops import PPOLossConfig
 IS_FUSED = backend.resolve("linear_logprobs", torch.device("cpu")) != "reference"
 pytestmark = pytest.mark.skipif(not IS_FUSED, reason="nothing fused runs here")
 
-PRODUCTS = ("aten::mm", "aten::addmm")
+PRODUCTS = ("aten::mm", "aten::addmm", "fgrl::matmul")
 TRAINED = ("hidden", "weight", "bias")
 CONFIG = PPOLossConfig(entropy_coef=0.1)
 
-# Vocabulary, width, rows: a vocabulary below a vector and one of whole vectors; of SmolLM, GPT-2 (odd) and Qwen; the
-# widths of SmolLM and of an 8B model.
+# Vocabulary, width, rows: one row, and more than a tile of the product has; a vocabulary below a vector and one of
+# whole vectors; of SmolLM, GPT-2 (odd) and Qwen; the widths of SmolLM and of an 8B model.
 SIZES = {
     "7x576x9": (7, 576, 9),
     "128x4096x5": (128, 4096, 5),
@@ -32,6 +32,7 @@ SIZES = {
     "50257x32x3": (50257, 32, 3),
     "151936x32x2": (151936, 32, 2),
     "4099x576x1": (4099, 576, 1),
+    "4099x576x17": (4099, 576, 17),
 }
 OPTIONS: dict[str, dict[str, float]] = {
     "plain": {},
@@ -187,7 +188,7 @@ def products(run: Any) -> list[Any]:
 )
 def test_how_many_products_there_are(frozen: Any, forward_only: int, recomputing: int, fused: int) -> None:
     """A block of the vocabulary is wider than this one, and a chunk longer, so each product is one call."""
-    inputs, constants = draw(33, 16, 7), tokens(7)
+    inputs, constants = draw(33, 16, 12), tokens(12)
     leaves = {name: inputs[name].requires_grad_(name not in frozen) for name in TRAINED}
     trains = len(frozen) < len(TRAINED)
 

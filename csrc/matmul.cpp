@@ -1,0 +1,52 @@
+// Registers the CPU product of the linear_* ops, whose schema is in fgrl/ops/_matmul.py.
+#include "matmul.h"
+
+#include <torch/csrc/stable/library.h>
+
+#include "tensors.h"
+
+namespace {
+
+using namespace fgrl;
+
+template <typename T>
+Matrix<const T> matrix(const Tensor& tensor) {
+  return {static_cast<const T*>(tensor.const_data_ptr()), tensor.size(0), tensor.size(1), tensor.stride(0),
+          tensor.stride(1)};
+}
+
+void matmul(const Tensor& a, const Tensor& b, bool add, Tensor out) {
+  for (const Tensor& tensor : {a, b, out}) {
+    STD_TORCH_CHECK(tensor.is_cpu() && tensor.dim() == 2 && tensor.scalar_type() == ScalarType::Float,
+                    "a, b and out must be float32 matrices on the CPU");
+  }
+  STD_TORCH_CHECK(a.size(1) == b.size(0) && a.size(0) == out.size(0) && b.size(1) == out.size(1) && out.stride(1) == 1,
+                  "a, b and out must have shapes that fit");
+  const Matrix<const float> left = matrix<float>(a), right = matrix<float>(b);
+  const Matrix<float> result{data<float>(out), out.size(0), out.size(1), out.stride(0), 1};
+  const MatmulBlocks blocks(result.rows, result.columns, torch::stable::get_num_threads());
+  const int64_t work = result.rows * result.columns * left.columns / 16;
+  for_each_task<MatmulScratch<float>>(blocks.down * blocks.across, work, [&](MatmulScratch<float>& scratch, int64_t i) {
+    const int64_t row = i % blocks.down * blocks.height, column = i / blocks.down * blocks.width;
+    multiply_block<float>(left.part(row, 0, blocks.height, left.columns),
+                          right.part(0, column, right.rows, blocks.width),
+                          result.part(row, column, blocks.height, blocks.width), add, scratch);
+  });
+}
+
+// Whether `matmul` is faster here than MKL, which makes good use of Intel's processors, and of AVX2 on all.
+bool prefers_matmul() {
+#ifdef FGRL_VECTORS_X86
+  return isa() == Isa::AVX512 && !__builtin_cpu_is("intel");
+#else
+  return false;
+#endif
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(fgrl, CPU, library) { library.impl("matmul", TORCH_BOX(&matmul)); }
+
+STABLE_TORCH_LIBRARY_IMPL(fgrl, CompositeExplicitAutograd, library) {
+  library.impl("prefers_matmul", TORCH_BOX(&prefers_matmul));
+}

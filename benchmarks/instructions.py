@@ -22,7 +22,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 HERE = Path(__file__).parent
-SOURCE = HERE / "csrc" / "instructions.cpp"
+DRIVERS = sorted((HERE / "csrc").glob("*.cpp"))
 BASELINE = HERE / "results" / "instructions.json"
 FLAGS = ("-std=c++20", "-O3", "-DNDEBUG")
 TOLERANCE = 0.02
@@ -46,15 +46,12 @@ def why_not() -> str:
 
 
 def count() -> dict[str, int]:
-    """Instructions of each work on each instruction set."""
-    with TemporaryDirectory() as folder:
-        driver = Path(folder) / "driver"
-        subprocess.run([str(compiler()), *FLAGS, str(SOURCE), "-o", str(driver), "-pthread"], check=True)
-        names = subprocess.run([driver], capture_output=True, text=True, check=True).stdout.splitlines()
-        tasks = [(name, isa) for name in names for isa in ISAS]
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            counts = pool.map(lambda task: _count_one(driver, *task), tasks)
-            return {f"{name}, {isa}": found for (name, isa), found in zip(tasks, counts, strict=True)}
+    """Instructions of each work of each driver on each instruction set."""
+    with TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
+        drivers = list(pool.map(lambda source: _build(source, Path(folder)), DRIVERS))
+        tasks = [(driver, name, isa) for driver in drivers for name in _works(driver) for isa in ISAS]
+        counts = pool.map(lambda task: _count_one(*task), tasks)
+        return {f"{name}, {isa}": found for (_, name, isa), found in zip(tasks, counts, strict=True)}
 
 
 def version() -> str:
@@ -96,6 +93,16 @@ def main(arguments: list[str] | None = None) -> int:
     complaints = judge(counts, committed["counts"])
     print(*complaints, sep="\n")
     return 1 if complaints else 0
+
+
+def _build(source: Path, folder: Path) -> Path:
+    driver = folder / source.stem
+    subprocess.run([str(compiler()), *FLAGS, str(source), "-o", str(driver), "-pthread"], check=True)
+    return driver
+
+
+def _works(driver: Path) -> list[str]:
+    return subprocess.run([driver], capture_output=True, text=True, check=True).stdout.splitlines()
 
 
 def _count_one(driver: Path, name: str, isa: str) -> int:

@@ -1,0 +1,47 @@
+#include "../../csrc/gae.h"
+
+#include "../../csrc/binary.h"
+#include "instructions.h"
+
+namespace {
+
+// GAE over 64 sequences of 512 tokens, alone or with the reward shaping in front.
+void advantages(bool shaped, bool holes) {
+  constexpr int64_t COUNT = 64, LENGTH = 512, SIZE = COUNT * LENGTH;
+  const std::vector<float> rewards = numbers(SIZE), values = numbers(SIZE), logprobs = numbers(SIZE), ref = numbers(SIZE);
+  std::vector<uint8_t> mask(SIZE);
+  for (uint8_t& valid : mask) valid = !holes || generator() % 4 != 0;
+  std::vector<float> out[3];
+  for (auto& tensor : out) tensor.resize(SIZE);
+  std::vector<double> moments(3 * COUNT);
+  fgrl::AdvantageArguments<float> of{};
+  of.rewards = rewards.data(), of.values = values.data(), of.mask.data = mask.data();
+  of.gamma = 0.99, of.lam = 0.95, of.shaped = shaped;
+  of.advantages = out[0].data(), of.returns = out[1].data();
+  if (shaped) {
+    of.logprobs = logprobs.data(), of.ref_logprobs = ref.data();
+    of.reward_scale = 1, of.reward_low = -0.5f, of.reward_high = 0.5f, of.kl_coef = 0.05f, of.kl_kind = 2;
+    of.kl = out[2].data(), of.moments = moments.data();
+  }
+  fgrl::AdvantageScratch<float> scratch;
+  measured([&] {
+    for (int64_t i = 0; i < COUNT; ++i) fgrl::sequence_advantages(of, i, i * LENGTH, (i + 1) * LENGTH, scratch);
+  });
+}
+
+void binary() {
+  std::vector<float> flags = numbers(65536);
+  for (float& flag : flags) flag = flag > 0;
+  volatile bool result;
+  measured([&] { result = fgrl::is_binary(flags.data(), static_cast<int64_t>(flags.size())); });
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  return run(argc, argv, [](bool is_avx2) { fgrl::isa_limit = is_avx2 ? fgrl::Isa::AVX2 : fgrl::Isa::BASELINE; },
+             {{"gae", [] { advantages(false, false); }},
+              {"gae, holes", [] { advantages(false, true); }},
+              {"token_advantages", [] { advantages(true, false); }},
+              {"is_binary", binary}});
+}

@@ -1,0 +1,36 @@
+#include "../../csrc/losses.h"
+
+#include "instructions.h"
+
+using namespace fgrl;
+
+// Loss, statistics and gradient of one block, with the KL term.
+static void ppo_loss() {
+  const int64_t size = TOKENS_A_BLOCK;
+  const std::vector<float> logprobs = numbers(size), old = numbers(size), advantages = numbers(size), ref = numbers(size);
+  std::vector<float> gradient(logprobs.size());
+  PPOArguments<float> of{};
+  of.logprobs = logprobs.data(), of.old_logprobs = old.data(), of.advantages = advantages.data();
+  of.ref_logprobs = ref.data(), of.ratio_low = 0.8f, of.ratio_high = 1.2f, of.dual_clip = 3, of.kl_coef = 0.1f;
+  of.kl_kind = 2, of.logprobs_grad = gradient.data();
+  const Weighting<float> weighting{};
+  volatile double loss;
+  measured([&] { loss = FGRL_DISPATCH(ppo_block, float)(of, weighting, 0, size, nullptr).values[0]; });
+}
+
+static void value_loss() {
+  const int64_t size = TOKENS_A_BLOCK;
+  const std::vector<float> values = numbers(size), old = numbers(size), returns = numbers(size);
+  std::vector<float> gradient(values.size());
+  ValueArguments<float> of{};
+  of.values = values.data(), of.old_values = old.data(), of.returns = returns.data();
+  of.clip = 0.2f, of.values_grad = gradient.data();
+  const Weighting<float> weighting{};
+  volatile double loss;
+  measured([&] { loss = FGRL_DISPATCH(value_block, float)(of, weighting, 0, size, nullptr).values[0]; });
+}
+
+int main(int argc, char** argv) {
+  return run(argc, argv, [](bool is_avx2) { isa_limit = is_avx2 ? Isa::AVX2 : Isa::BASELINE; },
+             {{"ppo_loss", ppo_loss}, {"value_loss", value_loss}});
+}

@@ -73,13 +73,15 @@ class Aggregation:
 
     def weights(self) -> dict[str, object]:
         """The arguments of a loss kernel that `token_weights` takes."""
+        has_weights = self._kind == SEQ_MEAN_TOKEN_MEAN
+        counts, first, cu_seqlens = (self._counts, self._first, self._cu_seqlens) if has_weights else (None,) * 3
         return {
-            "counts_ptr": self._counts,
-            "first_ptr": self._first,
-            "cu_seqlens_ptr": self._cu_seqlens,
+            "counts_ptr": counts,
+            "first_ptr": first,
+            "cu_seqlens_ptr": cu_seqlens,
             "length": self._length,
-            "HAS_WEIGHTS": self._kind == SEQ_MEAN_TOKEN_MEAN,
-            "IS_PACKED": self._cu_seqlens is not None,
+            "HAS_WEIGHTS": has_weights,
+            "IS_PACKED": cu_seqlens is not None,
         }
 
     def finish(
@@ -112,7 +114,7 @@ class Aggregation:
             first,
             second,
             third,
-            KIND=self._kind,
+            IS_TOKEN_MEAN=self._kind == TOKEN_MEAN,
             STATISTICS=statistics,
             PARTS=len(coefficients),
             HAS_GREATEST=has_greatest,
@@ -269,7 +271,7 @@ def _finish_fwd_kernel(
     first: tl.float64,
     second: tl.float64,
     third: tl.float64,
-    KIND: tl.constexpr,
+    IS_TOKEN_MEAN: tl.constexpr,
     STATISTICS: tl.constexpr,
     PARTS: tl.constexpr,
     HAS_GREATEST: tl.constexpr,
@@ -302,7 +304,7 @@ def _finish_fwd_kernel(
             lanes = start + tl.arange(0, BLOCK)
             occupied += (tl.load(counts_ptr + lanes, mask=lanes < batch, other=0) > 0).to(tl.int32)
         divisor = tl.maximum(tl.sum(occupied, 0), 1).to(tl.float64)
-    elif KIND == 0:
+    elif IS_TOKEN_MEAN:
         divisor = count
     else:
         divisor = tl.full([], 1.0, tl.float64)

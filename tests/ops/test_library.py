@@ -9,6 +9,7 @@ import pytest
 import torch
 from numerics import leaf
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import fgrl
 from fgrl import backend
@@ -119,6 +120,32 @@ def test_compiles_to_one_graph_and_not_again_for_another_length(case: Callable[.
         expected = functions[operator](x, mask[:, :length].clone())
         torch.testing.assert_close(compiled(x, mask[:, :length].clone()), expected)
     assert graphs <= 2, "one graph for the first length, and one for every other"
+
+
+class Calls(TorchDispatchMode):
+    """Keeps the calls of operators of the library."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[Any, tuple[Any, ...]]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "fgrl":
+            self.found.append((func, args))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("case", FUSED, ids=name)
+def test_opcheck(case: Callable[..., Any], dtype: torch.dtype) -> None:
+    run, inputs = case(3, 7)
+    calls = Calls()
+    with calls:
+        run(*(leaf(tensor.to(dtype)) for tensor in inputs))
+    assert calls.found
+    for operator, arguments in calls.found:
+        leaves = (leaf(x) if isinstance(x, Tensor) and x.grad_fn is not None else x for x in arguments)
+        torch.library.opcheck(operator, tuple(leaves))
 
 
 @pytest.mark.parametrize("case", FUSED, ids=name)

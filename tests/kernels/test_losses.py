@@ -1,0 +1,124 @@
+"""The kernels of `ppo_loss`, `value_loss` and `edit_preference_loss`: edges of blocks, long and short sequences."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import losses
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from numerics import make_mask, offsets
+
+import fgrl
+from fgrl.kernels import _aggregate
+from fgrl.ops import PPOLossConfig
+
+EVERYTHING: dict[str, Any] = {
+    "clip_low": 0.1,
+    "clip_high": 0.3,
+    "dual_clip": 1.5,
+    "kl_coef": 0.3,
+    "kl_estimator": "k3",
+    "entropy_coef": 0.05,
+    "importance_cap": 1.2,
+}
+BLOCK = _aggregate.BLOCK
+# One block, a whole number of them, and one token more and fewer.
+SIZES = {"block - 1": BLOCK - 1, "block": BLOCK, "block + 1": BLOCK + 1, "8 blocks": 8 * BLOCK}
+
+pytestmark = pytest.mark.usefixtures("on_triton")
+
+
+@pytest.fixture
+def few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each program goes over many blocks, as on a GPU it does with millions of tokens."""
+    monkeypatch.setattr(_aggregate, "multiprocessors", lambda _: 1)
+
+
+def check(name: str, shape: tuple[int, ...], device: torch.device, aggregation: Any, **options: Any) -> None:
+    if name == "ppo_loss":
+        config = PPOLossConfig(**EVERYTHING, aggregation=aggregation)
+        losses.assert_right(name, losses.draw_ppo(shape), device, config=config, **options)
+    else:
+        losses.assert_right(name, losses.draw_value(shape), device, aggregation=aggregation, **options)
+
+
+@pytest.mark.parametrize("aggregation", losses.AGGREGATIONS)
+@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
+@pytest.mark.parametrize("name", ["ppo_loss", "value_loss"])
+def test_edges_of_blocks(name: str, size: int, aggregation: str, device: torch.device) -> None:
+    check(name, (2, size), device, aggregation, mask=make_mask("holes", (2, size)))
+
+
+@pytest.mark.parametrize("aggregation", ["token-mean", "seq-mean-token-mean"])
+@pytest.mark.parametrize("shape", [(2, 20 * BLOCK + 3), (300, 5)], ids=["long rows", "short rows"])
+@pytest.mark.parametrize("name", ["ppo_loss", "value_loss"])
+def test_many_blocks_a_program(
+    few_programs: None, name: str, shape: tuple[int, int], aggregation: str, device: torch.device
+) -> None:
+    check(name, shape, device, aggregation, mask=make_mask("holes", shape))
+
+
+@pytest.mark.parametrize("aggregation", ["seq-mean-token-sum", "seq-mean-token-mean"])
+@pytest.mark.parametrize("name", ["ppo_loss", "value_loss"])
+def test_sequences_of_every_length_in_and_across_blocks(name: str, aggregation: str, device: torch.device) -> None:
+    lengths = [0, 3, BLOCK - 3, 0, 0, BLOCK, 1, 2 * BLOCK + 7, *[2] * 40, 5, 0]
+    size = sum(lengths)
+    mask = torch.rand(size) < 0.7
+    mask[BLOCK : 2 * BLOCK] = False
+    check(name, (size,), device, aggregation, mask=mask, cu_seqlens=offsets(lengths, torch.int64))
+
+
+@settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    layout=losses.layouts((1, 7, 65)),
+    dtype=st.sampled_from(losses.DTYPES),
+    config=losses.CONFIGS,
+    normalizer=st.sampled_from([None, 12.5, torch.tensor(9), torch.tensor(0.0)]),
+    poison=st.sampled_from(["nan", "inf"]),
+)
+def test_every_option_of_ppo_loss(
+    layout: Any, dtype: torch.dtype, config: PPOLossConfig, normalizer: Any, poison: str, device: torch.device
+) -> None:
+    shape, mask, cu_seqlens, seed = layout
+    torch.manual_seed(seed)
+    inputs = dict(losses.spoil(losses.draw_ppo(shape, dtype), mask))[poison]
+    options = {"mask": mask, "cu_seqlens": cu_seqlens, "normalizer": normalizer, "config": config}
+    losses.assert_right("ppo_loss", inputs, device, **options)
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+@pytest.mark.parametrize("widths", [(1, 65), (64, 300), (0, 7)], ids=str)
+def test_edit_preference_loss(widths: tuple[int, int], reduction: str, device: torch.device) -> None:
+    inputs = {
+        f"{side}_rewards": torch.randn(3, width) / 4 for side, width in zip(("chosen", "rejected"), widths, strict=True)
+    }
+    options: dict[str, Any] = {
+        f"{side}_edits": torch.rand(3, width) < 0.4 for side, width in zip(("chosen", "rejected"), widths, strict=True)
+    }
+    options |= {"rejected_mask": torch.rand(3, widths[1]) < 0.7, "unchanged_weight": 0.2, "margin": 0.3}
+    losses.assert_right("edit_preference_loss", inputs, device, reduction=reduction, **options)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.bfloat16, torch.float32], ids=str)
+def test_same_bits_twice_with_masks_of_every_dtype_and_strided_inputs(dtype: torch.dtype, device: torch.device) -> None:
+    inputs = {name: tensor.to(device) for name, tensor in losses.draw_ppo((5, 70)).items()}
+    mask = make_mask("holes", (5, 70))
+    assert mask is not None
+    config = PPOLossConfig(**EVERYTHING, aggregation="seq-mean-token-mean")
+    expected = losses.outcome(fgrl.ops.ppo_loss, inputs, mask=mask.to(device), config=config)
+    strided = {name: tensor.t().contiguous().t() for name, tensor in inputs.items()}
+    again = losses.outcome(fgrl.ops.ppo_loss, strided, mask=mask.to(device, dtype).t().contiguous().t(), config=config)
+    for name, tensor in expected.items():
+        assert torch.equal(again[name], tensor), name
+
+
+@pytest.mark.parametrize("name", ["logprobs", "old_logprobs"])
+def test_a_nan_at_a_valid_token_reaches_the_greatest_ratio(name: str, device: torch.device) -> None:
+    inputs = {key: tensor.to(device) for key, tensor in losses.draw_ppo((1, 3 * BLOCK)).items()}
+    inputs[name][0, BLOCK + 5] = float("nan")
+    loss, stats = fgrl.ops.ppo_loss(**inputs)
+    assert torch.isnan(loss)
+    assert torch.isnan(stats["ratio_max"])

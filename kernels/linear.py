@@ -17,7 +17,6 @@ from torch import Tensor
 from fgrl.extension import interprets_kernels
 from fgrl.kernels._launch import Case, multiprocessors, on_device
 
-_BLOCK = 32 if interprets_kernels() else 1024  # the interpreter's tests want several blocks of few words
 _WARPS = 4
 _PROGRAMS_PER_MULTIPROCESSOR = 4
 _LOWEST = tl.constexpr(-3.0e38)  # below any logit, and finite: differences to it are too
@@ -142,6 +141,11 @@ def _logit_gradient_bwd_kernel(
     tl.store(out_ptr + offsets, slope * cap_slope, mask=words < logits_stride)
 
 
+def _block(vocabulary: int) -> int:
+    """Words a block has. The interpreter's tests want several blocks of few words, and not many of many."""
+    return 32 if interprets_kernels() and vocabulary <= 1024 else 1024
+
+
 def logit_statistics(
     logits: Tensor, bias: Tensor | None, targets: Tensor, temperature: float, softcap: float | None
 ) -> Tensor:
@@ -150,7 +154,8 @@ def logit_statistics(
     Reads the logits once. A row has several parts where rows alone would not fill the GPU.
     """
     rows, vocabulary = logits.shape
-    blocks = triton.cdiv(vocabulary, _BLOCK)
+    block = _block(vocabulary)
+    blocks = triton.cdiv(vocabulary, block)
     wanted = triton.cdiv(_PROGRAMS_PER_MULTIPROCESSOR * multiprocessors(logits.device), rows)
     blocks_a_part = triton.cdiv(blocks, min(blocks, wanted))
     parts = triton.cdiv(blocks, blocks_a_part)
@@ -168,7 +173,7 @@ def logit_statistics(
             logits.stride(0),
             HAS_BIAS=bias is not None,
             HAS_SOFTCAP=softcap is not None,
-            BLOCK=_BLOCK,
+            BLOCK=block,
             num_warps=_WARPS,
         )
     return statistics
@@ -188,8 +193,9 @@ def logit_gradient(
     Reads the logits once and writes as many gradients.
     """
     rows, vocabulary = logits.shape
+    block = _block(vocabulary)
     with on_device(logits):
-        _logit_gradient_bwd_kernel[(rows, triton.cdiv(vocabulary, _BLOCK))](
+        _logit_gradient_bwd_kernel[(rows, triton.cdiv(vocabulary, block))](
             out,
             logits,
             bias,
@@ -202,7 +208,7 @@ def logit_gradient(
             logits.stride(0),
             HAS_BIAS=bias is not None,
             HAS_SOFTCAP=softcap is not None,
-            BLOCK=_BLOCK,
+            BLOCK=block,
             num_warps=_WARPS,
         )
 

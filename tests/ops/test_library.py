@@ -66,6 +66,29 @@ def run_whiten(batch: int, length: int) -> tuple[Callable[..., Any], list[Tensor
     return lambda a: fgrl.ops.whiten(a, mask), rows(batch, length, 1)
 
 
+def run_linear_logprobs(batch: int, length: int) -> tuple[Callable[..., Any], list[Tensor]]:
+    targets, mask = torch.randint(33, (batch, length)), torch.rand(batch, length) < 0.7
+
+    def run(hidden: Tensor, weight: Tensor, bias: Tensor) -> Any:
+        return fgrl.ops.linear_logprobs(
+            hidden, weight, targets, bias=bias, mask=mask, temperature=0.7, return_entropy=True
+        )
+
+    return run, [torch.randn(batch, length, 8), torch.randn(33, 8), torch.randn(33)]
+
+
+def run_linear_ppo_loss(batch: int, length: int) -> tuple[Callable[..., Any], list[Tensor]]:
+    targets, mask = torch.randint(33, (batch, length)), torch.rand(batch, length) < 0.7
+    old, advantages, ref = rows(batch, length, 3)
+
+    def run(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return fgrl.ops.linear_ppo_loss(
+            hidden, weight, targets, old - 3, advantages, mask, bias=bias, ref_logprobs=ref - 3, config=OPTIONS
+        ).loss
+
+    return run, [torch.randn(batch, length, 8), torch.randn(33, 8), torch.randn(33)]
+
+
 CASES = [
     run_gae,
     run_token_advantages,
@@ -74,6 +97,8 @@ CASES = [
     run_value_loss,
     run_edit_preference_loss,
     run_token_reward_head,
+    run_linear_logprobs,
+    run_linear_ppo_loss,
 ]
 FUSED = [case for case in CASES if backend.resolve(case.__name__.removeprefix("run_"), CPU) != "reference"]
 
@@ -112,6 +137,8 @@ def test_compiles_to_one_graph_and_not_again_for_another_length(case: Callable[.
         "ppo_loss": lambda x, m: fgrl.ops.ppo_loss(x, x.detach(), x.detach(), m).loss,
         "value_loss": lambda x, m: fgrl.ops.value_loss(x, x.detach(), x.detach(), m).loss,
         "edit_preference_loss": lambda x, m: fgrl.ops.edit_preference_loss(x, x, m, m).loss,
+        "linear_logprobs": lambda x, m: fgrl.ops.linear_logprobs(x[..., None], x[:2, :1], m.long(), mask=m),
+        "linear_ppo_loss": lambda x, m: fgrl.ops.linear_ppo_loss(x[..., None], x[:2, :1], m.long(), x, x, m).loss,
         "token_reward_head": lambda x, m: fgrl.ops.token_reward_head(x[..., None] * m[..., None], x.new_ones(1)),
     }
     compiled = torch.compile(functions[operator], backend=count, fullgraph=True)

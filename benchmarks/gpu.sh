@@ -72,7 +72,7 @@ stage doctor 20 "$PYTHON" -m fgrl.cli doctor
 stage measure 230 "$PYTHON" -W ignore -m benchmarks run "${SUITE[@]}" --out "$OUT" --seconds 200 ${OPS:+--ops "${OPS[@]}"}
 if "$PYTHON" -c 'import pytest' 2>/dev/null; then
   PARALLEL=$("$PYTHON" -c 'import xdist' 2>/dev/null && echo "-n 4")
-  stage tests 150 "$PYTHON" -m pytest -q -p no:cacheprovider -c "$ROOT/pyproject.toml" --rootdir "$ROOT" \
+  stage tests 150 "$PYTHON" -m pytest -p no:cacheprovider -c "$ROOT/pyproject.toml" --rootdir "$ROOT" \
     --continue-on-collection-errors $PARALLEL "${TESTS[@]}"
 else
   echo "tests      skipped: pytest is not there"

@@ -299,7 +299,7 @@ def token_reward_head_backward(
     sums_hidden = needs_weight or needs_norm_weight
     block_k = triton.next_power_of_2(heads)
     # Two tiles of so many numbers stay in registers, and a thread has all heads of its columns.
-    tile = _TILE // 2 if dtype == torch.float64 else _TILE
+    tile = _TILE // 8 if dtype == torch.float64 else _TILE
     block_d = min(tile // block_k, triton.next_power_of_2(width), _WIDEST_BLOCK)
     block_n = min(4, 64 // block_k)
     columns = triton.cdiv(width, block_d)

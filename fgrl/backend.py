@@ -127,16 +127,6 @@ def reference(op: str, device: torch.device) -> Callable[..., Any]:
     return function
 
 
-def only_reference(op: str, device: torch.device) -> Callable[..., Any]:
-    """`reference`, for an op that has no other implementation.
-
-    Raises:
-        RuntimeError: another backend was demanded with `use_backend`.
-    """
-    resolve(op, device)
-    return reference(op, device)
-
-
 def _without_autocast(function: Callable[..., Any], device_type: str, *args: Any, **options: Any) -> Any:
     with torch.autocast(device_type, enabled=False):
         return function(*args, **options)

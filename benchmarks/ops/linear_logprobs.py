@@ -116,7 +116,7 @@ OP = Op(
     shapes={
         "tiny": (Shape(2, 9, 32, 130),),
         "quick": (Shape(4, 128, 128, 8192),),
-        "cpu": (Shape(4, 128, *SMOLLM2), Shape(4, 128, *SMOLLM2, dtype=torch.bfloat16)),
+        "cpu": (Shape(4, 512, *SMOLLM2), Shape(4, 128, *SMOLLM2, dtype=torch.bfloat16)),
         "gpu": (
             Shape(16, 2048, *SMOLLM2, dtype=torch.bfloat16),
             Shape(8, 2048, *QWEN3, dtype=torch.bfloat16),

@@ -123,7 +123,7 @@ class Aggregation:
             HAS_COUNTS=self._counts is not None,
             ROWS=triton.next_power_of_2(statistics),
             BLOCK=min(BLOCK, 256),
-            num_warps=WARPS,
+            num_warps=4,
         )
         return loss, stats, scale
 

@@ -62,7 +62,7 @@ def run(suite: str, ops: Sequence[str], device: torch.device, limit: float) -> l
     Correctness is not checked here: `run` does that. Nothing is begun after `limit` seconds.
     """
     start, curves = time.monotonic(), []
-    ceilings = machine.ceilings(device, {torch.float32} | ({torch.bfloat16} if suite == "gpu" else set()))
+    ceilings = machine.ceilings(device, {torch.float32, torch.bfloat16})
     for op in (registry()[name] for name in ops or registry()):
         for axis in axes(op.name, suite):
             if time.monotonic() - start < limit:

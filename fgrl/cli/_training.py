@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import gc
 import os
 import sys
 from collections.abc import Mapping
@@ -115,3 +116,16 @@ def last_checkpoint(args: argparse.Namespace) -> str | None:
     if checkpoint is None:
         raise UsageError(f"--resume found no checkpoint in {args.out}: run with --save-steps first")
     return str(checkpoint)
+
+
+def leave_process_group() -> None:
+    """Destroy the process group of a run on several devices, once nothing refers to its trainer any more.
+
+    PyTorch's threads of gloo abort a process that ends while they hold a tensor of the last collective
+    (pytorch/pytorch#190489), and a group ends its threads only when the last model wrapped in it is gone.
+    """
+    import torch.distributed as dist
+
+    if dist.is_available() and dist.is_initialized():
+        gc.collect()
+        dist.destroy_process_group()

@@ -18,6 +18,7 @@ from fgrl.cli._training import (
     build_config,
     check_out,
     last_checkpoint,
+    leave_process_group,
     lora_config,
     parse_columns,
 )
@@ -72,7 +73,12 @@ def run(args: argparse.Namespace) -> int:
     check_out(args)
     if not args.reward_model and not args.reward_function:
         raise UsageError("there is no reward: name a --reward-model or a --reward-function")
-    config = build_config(FineGrainedPPOConfig, args, {"eval_strategy": "steps" if args.eval_steps else "no"})
+    _train(args, build_config(FineGrainedPPOConfig, args, {"eval_strategy": "steps" if args.eval_steps else "no"}))
+    leave_process_group()
+    return 0
+
+
+def _train(args: argparse.Namespace, config: FineGrainedPPOConfig) -> None:
     trainer = _trainer(args, config)
     result = trainer.train(resume_from_checkpoint=last_checkpoint(args))
     metrics = dict(result.metrics)
@@ -81,7 +87,6 @@ def run(args: argparse.Namespace) -> int:
     trainer.save_model(args.out)
     if trainer.is_world_process_zero():
         _report(trainer, metrics, args.out)
-    return 0
 
 
 def _trainer(args: argparse.Namespace, config: FineGrainedPPOConfig) -> FineGrainedPPOTrainer:

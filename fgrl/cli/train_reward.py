@@ -13,6 +13,7 @@ from fgrl.cli._training import (
     build_config,
     check_out,
     last_checkpoint,
+    leave_process_group,
     lora_config,
     parse_columns,
 )
@@ -53,6 +54,12 @@ def run(args: argparse.Namespace) -> int:
     """Train, evaluate where there is held-out data, and write the model."""
     require("transformers", "train")
     check_out(args)
+    _train(args)
+    leave_process_group()
+    return 0
+
+
+def _train(args: argparse.Namespace) -> None:
     trainer = _trainer(args)
     result = trainer.train(resume_from_checkpoint=last_checkpoint(args))
     metrics = dict(result.metrics)
@@ -61,7 +68,6 @@ def run(args: argparse.Namespace) -> int:
     _save(trainer, args)
     if trainer.is_world_process_zero():
         _report(trainer, metrics, args.out)
-    return 0
 
 
 def _trainer(args: argparse.Namespace) -> TokenRewardTrainer:

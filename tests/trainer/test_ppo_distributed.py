@@ -17,6 +17,7 @@ WORKER = """
 import sys, torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from fgrl import FineGrainedPPOConfig, FineGrainedPPOTrainer
+from fgrl.cli._training import leave_process_group
 from fgrl.trainer.reward_sources import reward_sources
 
 checkpoint, output, batch_size = sys.argv[1], sys.argv[2], int(sys.argv[3])
@@ -51,6 +52,8 @@ trainer.args.top_k = 0
 trainer._maker.sources = reward_sources(length_of_text, None)
 metrics = trainer.evaluate([{"prompt": "the cat"}] * 4)
 torch.save({"reward": metrics["eval_reward"], "seen": seen}, f"{output}/evaluation-{rank}.pt")
+del trainer
+leave_process_group()
 """
 
 

@@ -361,6 +361,7 @@ WORKER = """
 import json, sys, torch
 sys.path.insert(0, sys.argv[1])
 from test_reward import config, pairs
+from fgrl.cli._training import leave_process_group
 from fgrl.models import TokenRewardModel
 from fgrl.trainer import TokenRewardTrainer
 
@@ -383,6 +384,8 @@ trainer.save_model(output)
 if trainer.is_world_process_zero():
     with open(output + "/metrics.json", "w") as file:
         json.dump(metrics, file)
+del trainer
+leave_process_group()
 """
 
 

@@ -38,15 +38,15 @@ struct EditFlags {
 
   template <typename T>
   void read(const EditSide<T>& side, int64_t row) {
-    const int64_t begin = row * side.width, end = begin + side.width;
-    for (auto* bytes : {&edited, &kept, &scratch}) bytes->resize(static_cast<size_t>(side.width));
+    const int64_t width = side.width, begin = row * width, end = begin + width;
+    for (auto* bytes : {&edited, &kept, &scratch}) bytes->resize(static_cast<size_t>(width));
     const uint8_t* mask = side.mask.bytes(begin, end, scratch.data());
     if (mask == nullptr) std::fill(scratch.begin(), scratch.end(), uint8_t{1}), mask = scratch.data();
     const uint8_t* edits = side.edits.bytes(begin, end, edited.data());
-    for (int64_t t = 0; t < side.width; ++t) {
-      const size_t i = static_cast<size_t>(t);
-      kept[i] = mask[t] != 0 && edits[t] == 0;
-      edited[i] = mask[t] != 0 && edits[t] != 0;
+    uint8_t *const edited_ = edited.data(), *const kept_ = kept.data();
+    for (int64_t t = 0; t < width; ++t) {
+      const bool is_valid = mask[t] != 0, is_edited = edits[t] != 0;
+      edited_[t] = is_valid & is_edited, kept_[t] = is_valid & !is_edited;
     }
   }
 };

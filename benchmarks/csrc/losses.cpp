@@ -30,7 +30,24 @@ static void value_loss() {
   measured([&] { loss = FGRL_DISPATCH(value_block, float)(of, weighting, 0, size, nullptr).values[0]; });
 }
 
+// Both passes over one row, a third of whose tokens are edited.
+static void edit_preference_loss() {
+  const int64_t size = TOKENS_A_BLOCK;
+  const std::vector<float> rewards = numbers(size);
+  std::vector<uint8_t> edits(rewards.size());
+  for (uint8_t& flag : edits) flag = generator() % 3 == 0;
+  std::vector<float> gradient(rewards.size());
+  const EditSide<float> side{rewards.data(), {edits.data(), 1, false}, {}, size, gradient.data()};
+  EditFlags flags;
+  volatile double score;
+  measured([&] {
+    flags.read(side, 0);
+    score = FGRL_DISPATCH(edit_sums, float)(side.rewards, flags, size).score;
+    FGRL_DISPATCH(edit_gradient, float)(side.rewards, flags, size, 0.5f, 0.25f, side.rewards_grad);
+  });
+}
+
 int main(int argc, char** argv) {
   return run(argc, argv, [](bool is_avx2) { isa_limit = is_avx2 ? Isa::AVX2 : Isa::BASELINE; },
-             {{"ppo_loss", ppo_loss}, {"value_loss", value_loss}});
+             {{"ppo_loss", ppo_loss}, {"value_loss", value_loss}, {"edit_preference_loss", edit_preference_loss}});
 }

@@ -1,0 +1,22 @@
+#include "../../csrc/matmul.h"
+
+#include "instructions.h"
+
+using namespace fgrl;
+
+// One block of a product, with an edge on both sides.
+static void matmul() {
+  constexpr int64_t ROWS = 61, DEPTH = 576, COLUMNS = 190;
+  const std::vector<float> a = numbers(ROWS * DEPTH), b = numbers(DEPTH * COLUMNS);
+  std::vector<float> out(ROWS * COLUMNS);
+  MatmulScratch<float> scratch;
+  const Matrix<float> result{out.data(), ROWS, COLUMNS, COLUMNS, 1};
+  measured([&] {
+    multiply_block<float>({a.data(), ROWS, DEPTH, DEPTH, 1}, {b.data(), DEPTH, COLUMNS, 1, DEPTH}, result, false, scratch);
+  });
+}
+
+int main(int argc, char** argv) {
+  return run(argc, argv, [](bool is_avx2) { isa_limit = is_avx2 ? Isa::AVX2 : Isa::BASELINE; },
+             {{"matmul", matmul}});
+}

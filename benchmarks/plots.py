@@ -69,7 +69,7 @@ def _scale_figure(curves: list[dict[str, Any]], what: str, label: str) -> Any:
     """A small plot a curve, both axes logarithmic."""
     columns = 3
     rows = -(-len(curves) // columns)
-    figure, grid = plt.subplots(rows, columns, figsize=(10, 2.6 * rows), squeeze=False)
+    figure, grid = plt.subplots(rows, columns, figsize=(10, 2.6 * rows), squeeze=False, layout="constrained")
     for axes, curve in zip(grid.flat, curves, strict=False):
         for name, points in curve["points"].items():
             values = [p["seconds"]["p50"] if what == "seconds" else p["peak_bytes"] or None for p in points]
@@ -85,6 +85,5 @@ def _scale_figure(curves: list[dict[str, Any]], what: str, label: str) -> Any:
         axes.set_ylabel(label)
     for axes in list(grid.flat)[len(curves) :]:
         axes.remove()
-    grid.flat[0].legend()
-    figure.tight_layout()
+    figure.legend(*grid.flat[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
     return figure

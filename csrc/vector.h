@@ -12,6 +12,7 @@
 #define FGRL_VECTORS 1
 #if defined(__x86_64__)
 #define FGRL_VECTORS_X86 1
+#include <immintrin.h>
 #endif
 #define FGRL_MEMBER inline __attribute__((always_inline))
 #else

@@ -39,6 +39,7 @@ struct AdvantageArguments {
 template <typename T>
 struct AdvantageScratch {
   std::vector<uint8_t> mask;
+  std::vector<TokenRun> runs;
   std::vector<T> inputs[4], outputs[3];
 };
 
@@ -74,21 +75,20 @@ struct Recursion {
   }
 };
 
-// out[j] = in[i] for the j-th valid i.
+// The tokens of the runs, one run behind the other.
 template <typename T>
-inline void bring_together(const T* in, const uint8_t* mask, int64_t size, T* out) {
-  for (int64_t i = 0, j = 0; i < size; ++i) {
-    out[j] = in[i];
-    j += mask[i] != 0;
-  }
+inline void bring_together(const T* in, const std::vector<TokenRun>& runs, T* out) {
+  for (const TokenRun& run : runs) out = std::copy_n(in + run.begin, run.end - run.begin, out);
 }
 
 // The reverse, with 0 between them.
 template <typename T>
-inline void spread(const T* in, const uint8_t* mask, int64_t size, T* out) {
-  for (int64_t i = 0, j = 0; i < size; ++i) {
-    out[i] = mask[i] != 0 ? in[j] : T(0);
-    j += mask[i] != 0;
+inline void spread(const T* in, const std::vector<TokenRun>& runs, T* out) {
+  int64_t end = runs.front().begin;
+  for (const TokenRun& run : runs) {
+    std::fill(out + end, out + run.begin, T(0));
+    std::copy_n(in, run.end - run.begin, out + run.begin);
+    in += run.end - run.begin, end = run.end;
   }
 }
 
@@ -118,19 +118,20 @@ void sequence_advantages(const AdvantageArguments<T>& of, int64_t sequence, int6
   const T* const inputs[4] = {at(of.rewards), at(of.values), at(of.logprobs), at(of.ref_logprobs)};
   T* const outputs[3] = {at(of.advantages), at(of.returns), at(of.kl)};
   const bool holes = valid < range;
+  if (holes) find_runs(mask + first, range, scratch.runs);
   const T* from[4];
   T* to[3];
   for (int k = 0; k < 4; ++k) {
     from[k] = inputs[k];
     if (!holes || inputs[k] == nullptr) continue;
-    scratch.inputs[k].resize(static_cast<size_t>(range));
-    bring_together(inputs[k], mask + first, range, scratch.inputs[k].data());
+    scratch.inputs[k].resize(static_cast<size_t>(valid));
+    bring_together(inputs[k], scratch.runs, scratch.inputs[k].data());
     from[k] = scratch.inputs[k].data();
   }
   for (int k = 0; k < 3; ++k) {
     to[k] = outputs[k];
     if (!holes || outputs[k] == nullptr) continue;
-    scratch.outputs[k].resize(static_cast<size_t>(range));
+    scratch.outputs[k].resize(static_cast<size_t>(valid));
     to[k] = scratch.outputs[k].data();
   }
 
@@ -140,7 +141,7 @@ void sequence_advantages(const AdvantageArguments<T>& of, int64_t sequence, int6
   (of, sequence, {from[0], from[1], from[2], from[3], to[0], to[1], to[2], valid}, recursion);
   if (!holes) return;
   for (int k = 0; k < 3; ++k) {
-    if (outputs[k] != nullptr) spread(to[k], mask + first, range, outputs[k]);
+    if (outputs[k] != nullptr) spread(to[k], scratch.runs, outputs[k]);
   }
 }
 

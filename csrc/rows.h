@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <vector>
 
 namespace fgrl {
 
@@ -51,6 +52,32 @@ inline int64_t trailing_zeros(const uint8_t* mask, int64_t size) {
   }
   while (last > 0 && mask[last - 1] == 0) --last;
   return size - last;
+}
+
+// Valid tokens next to each other.
+struct TokenRun {
+  int64_t begin, end;
+};
+
+// The first token from `i` on that is masked, or the first that is not.
+inline int64_t next_token(const uint8_t* mask, int64_t i, int64_t size, bool masked) {
+  constexpr uint64_t ONES = 0x0101010101010101, HIGH_BITS = 0x8080808080808080;
+  for (uint64_t word; i + 8 <= size; i += 8) {
+    std::memcpy(&word, mask + i, 8);
+    if (masked ? ((word - ONES) & ~word & HIGH_BITS) != 0 : word != 0) break;  // a byte is 0, or one is not
+  }
+  while (i < size && (mask[i] == 0) != masked) ++i;
+  return i;
+}
+
+inline void find_runs(const uint8_t* mask, int64_t size, std::vector<TokenRun>& runs) {
+  runs.clear();
+  for (int64_t end = 0;;) {
+    const int64_t begin = next_token(mask, end, size, false);
+    if (begin == size) return;
+    end = next_token(mask, begin, size, true);
+    runs.push_back({begin, end});
+  }
 }
 
 // Where the sequences are: rows of one length, or offsets of either integer width.

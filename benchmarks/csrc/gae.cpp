@@ -5,12 +5,14 @@
 
 namespace {
 
-// GAE over 64 sequences of 512 tokens, alone or with the reward shaping in front.
-void advantages(bool shaped, bool holes) {
+// GAE over 64 sequences of 512 tokens, alone or with the reward shaping in front. With holes, a quarter of the tokens are
+// in some, of `hole` tokens or more.
+void advantages(bool shaped, int64_t hole) {
   constexpr int64_t COUNT = 64, LENGTH = 512, SIZE = COUNT * LENGTH;
   const std::vector<float> rewards = numbers(SIZE), values = numbers(SIZE), logprobs = numbers(SIZE), ref = numbers(SIZE);
   std::vector<uint8_t> mask(SIZE);
-  for (uint8_t& valid : mask) valid = !holes || generator() % 4 != 0;
+  const int64_t step = std::max<int64_t>(hole, 1);
+  for (int64_t i = 0; i < SIZE; i += step) std::fill_n(mask.begin() + i, step, hole == 0 || generator() % 4 != 0);
   std::vector<float> out[3];
   for (auto& tensor : out) tensor.resize(SIZE);
   std::vector<double> moments(3 * COUNT);
@@ -40,8 +42,9 @@ void binary() {
 
 int main(int argc, char** argv) {
   return run(argc, argv, [](bool is_avx2) { fgrl::isa_limit = is_avx2 ? fgrl::Isa::AVX2 : fgrl::Isa::BASELINE; },
-             {{"gae", [] { advantages(false, false); }},
-              {"gae, holes", [] { advantages(false, true); }},
-              {"token_advantages", [] { advantages(true, false); }},
+             {{"gae", [] { advantages(false, 0); }},
+              {"gae, holes", [] { advantages(false, 32); }},
+              {"gae, holes of a token", [] { advantages(false, 1); }},
+              {"token_advantages", [] { advantages(true, 0); }},
               {"is_binary", binary}});
 }

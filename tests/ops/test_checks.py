@@ -2,35 +2,17 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from calls import LEADERS, SEQUENCE_OPS, B, D, T, V, flattened, good, packed
 
 import fgrl
 from fgrl.ops import PPOLossConfig, _checks
 
-B, T, D, V = 2, 3, 4, 8
-FLAT = [B * T]
 NAN = float("nan")
-
-
-def good(op: str) -> dict[str, Any]:
-    """Valid arguments of an op, every optional one included."""
-    rows = {
-        name: torch.randn(B, T)
-        for name in ("rewards", "values", "token_rewards", "logprobs", "old_logprobs", "advantages", "ref_logprobs")
-    }
-    rows |= {name: torch.randn(B, T) for name in ("entropy", "rollout_logprobs", "old_values", "returns")}
-    rows |= {"mask": torch.ones(B, T), "bootstrap": torch.zeros(B), "sequence_rewards": torch.zeros(B)}
-    rows |= {"chosen_rewards": torch.randn(B, T), "rejected_rewards": torch.randn(B, T)}
-    rows |= {name: torch.ones(B, T) for name in ("chosen_edits", "rejected_edits", "chosen_mask", "rejected_mask")}
-    rows |= {"hidden": torch.randn(B, T, D), "weight": torch.randn(V, D), "bias": torch.zeros(V)}
-    rows |= {"targets": torch.zeros(B, T, dtype=torch.long), "norm_weight": torch.ones(D)}
-    wanted = inspect.signature(getattr(fgrl.ops, op)).parameters
-    return {name: value for name, value in rows.items() if name in wanted}
 
 
 def other_shape(name: str) -> torch.Tensor:
@@ -40,33 +22,7 @@ def other_shape(name: str) -> torch.Tensor:
     return torch.zeros(sizes.get(name, (B, T + 1)), dtype=dtype)
 
 
-TENSORS = [
-    (op, name)
-    for op in (
-        "token_reward_head",
-        "edit_preference_loss",
-        "gae",
-        "token_advantages",
-        "whiten",
-        "ppo_loss",
-        "value_loss",
-        "linear_logprobs",
-        "linear_ppo_loss",
-    )
-    for name in good(op)
-]
-# The first tensor of an op says what the others must look like, so a change of it is reported about another.
-LEADERS = {
-    "token_reward_head": "hidden",
-    "edit_preference_loss": "chosen_rewards",
-    "gae": "rewards",
-    "token_advantages": "values",
-    "whiten": "advantages",
-    "ppo_loss": "logprobs",
-    "value_loss": "values",
-    "linear_logprobs": "hidden",
-    "linear_ppo_loss": "hidden",
-}
+TENSORS = [(op, name) for op in LEADERS for name in good(op)]
 FOLLOWERS = [(op, name) for op, name in TENSORS if LEADERS[op] != name]
 FLOATS = [(op, name) for op, name in TENSORS if not name.endswith(("mask", "edits")) and name != "targets"]
 OPTIONAL = {
@@ -228,12 +184,6 @@ NUMBERS = {
 NUMBER_CASES = [(op, name, value) for op, options in NUMBERS.items() for name, value in options.items()]
 
 
-def flattened(result: Any) -> list[torch.Tensor]:
-    if isinstance(result, torch.Tensor):
-        return [result]
-    return [tensor for part in (result.values() if isinstance(result, dict) else result) for tensor in flattened(part)]
-
-
 @pytest.mark.parametrize(("op", "name", "value"), NUMBER_CASES, ids=[f"{o}.{n}" for o, n, _ in NUMBER_CASES])
 def test_options_are_numbers_of_any_kind(op: str, name: str, value: float) -> None:
     """A count or a coefficient often comes out of NumPy."""
@@ -276,14 +226,6 @@ CU_SEQLENS = {
     "a list": [0, 3, 6],
     "another device": torch.zeros(3, dtype=torch.int32, device="meta"),
 }
-SEQUENCE_OPS = ["gae", "token_advantages", "ppo_loss", "value_loss", "linear_ppo_loss"]
-
-
-def packed(op: str) -> dict[str, Any]:
-    flat = {name: tensor.reshape(FLAT) if tensor.shape == (B, T) else tensor for name, tensor in good(op).items()}
-    if "hidden" in flat:
-        flat["hidden"] = flat["hidden"].reshape(-1, D)
-    return flat
 
 
 @pytest.mark.parametrize("bad", CU_SEQLENS.values(), ids=CU_SEQLENS)

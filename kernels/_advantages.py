@@ -26,10 +26,10 @@ import triton.language as tl
 from torch import Tensor
 
 from fgrl.extension import interprets_kernels
+from fgrl.kernels._blocks import store_sums
 from fgrl.kernels._kl import kl_value
 from fgrl.kernels._launch import flags, flat, multiprocessors, on_device
 from fgrl.kernels._sequences import ALIGNMENT, among, lanes_of, piece, start_of, store
-from fgrl.kernels.whiten import store_partial_moments
 
 # The interpreter's tests want several blocks of few tokens.
 _SHORTEST_BLOCK, _LONGEST_BLOCK, _PIECES = (16, 32, 4) if interprets_kernels() else (128, 1024, 256)
@@ -254,7 +254,7 @@ def _token_advantages_fwd_kernel(
         ahead += _first(gains)
         start -= BLOCK
     if HAS_MOMENTS:
-        store_partial_moments(partial_ptr, count, total, squares)
+        store_sums(partial_ptr, (count, total, squares))
 
 
 @triton.jit(do_not_specialize=["size", "length", "batch"])

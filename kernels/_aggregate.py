@@ -7,13 +7,17 @@ needs to know beforehand how many tokens of each are valid: `_count_tokens_fwd_k
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from fgrl.extension import interprets_kernels
-from fgrl.kernels._launch import multiprocessors
+from fgrl.kernels._blocks import load_block
+from fgrl.kernels._launch import flat, multiprocessors
+from fgrl.kernels._sequences import sequence_at, start_of
 
 BLOCK = 64 if interprets_kernels() else 1024  # the interpreter's tests want several blocks of few tokens
 WARPS = 8
@@ -24,6 +28,16 @@ _PROGRAMS_PER_MULTIPROCESSOR = 8
 def programs(tokens: int, device: torch.device) -> int:
     """How many programs a loss kernel runs, each over many blocks, so that there are few partial sums."""
     return max(1, min(triton.cdiv(tokens, BLOCK), _PROGRAMS_PER_MULTIPROCESSOR * multiprocessors(device)))
+
+
+class Weights(NamedTuple):
+    """What `token_weights` needs, or nothing where sequences have no weights."""
+
+    counts_ptr: Tensor | None = None
+    """int32 `[batch]`: valid tokens of each sequence."""
+    first_ptr: Tensor | None = None
+    """int32 `[blocks]`: the first sequence of each block."""
+    cu_seqlens_ptr: Tensor | None = None
 
 
 class Aggregation:
@@ -42,47 +56,11 @@ class Aggregation:
         denominator: float,
     ) -> None:
         self._kind, self._normalizer, self._denominator = kind, normalizer, denominator
-        self._counts: Tensor | None = None
-        self._first: Tensor | None = None
-        self._cu_seqlens = None if cu_seqlens is None else cu_seqlens.contiguous()
-        self._length = like.shape[-1]
-        is_counted = normalizer is None and denominator == 0
-        if kind == SEQ_MEAN_TOKEN_MEAN or (kind == SEQ_MEAN_TOKEN_SUM and is_counted):
-            self._count(like, mask)
-
-    def _count(self, like: Tensor, mask: Tensor | None) -> None:
-        packed = self._cu_seqlens is not None
-        batch = self._cu_seqlens.shape[0] - 1 if packed else like.shape[0]
-        blocks = triton.cdiv(like.numel(), BLOCK)
-        self._counts = torch.zeros(batch, dtype=torch.int32, device=like.device)
-        self._first = torch.empty(blocks, dtype=torch.int32, device=like.device)
-        if blocks:
-            _count_tokens_fwd_kernel[(blocks,)](
-                self._counts,
-                self._first,
-                mask,
-                self._cu_seqlens,
-                like.numel(),
-                self._length,
-                batch,
-                IS_PACKED=packed,
-                HAS_MASK=mask is not None,
-                BLOCK=BLOCK,
-                num_warps=4,
-            )
-
-    def weights(self) -> dict[str, object]:
-        """The arguments of a loss kernel that `token_weights` takes."""
-        has_weights = self._kind == SEQ_MEAN_TOKEN_MEAN
-        counts, first, cu_seqlens = (self._counts, self._first, self._cu_seqlens) if has_weights else (None,) * 3
-        return {
-            "counts_ptr": counts,
-            "first_ptr": first,
-            "cu_seqlens_ptr": cu_seqlens,
-            "length": self._length,
-            "HAS_WEIGHTS": has_weights,
-            "IS_PACKED": cu_seqlens is not None,
-        }
+        divides_by_count = normalizer is None and denominator == 0
+        is_counted = kind == SEQ_MEAN_TOKEN_MEAN or (kind == SEQ_MEAN_TOKEN_SUM and divides_by_count)
+        counted = _count_tokens(like, mask, flat(cu_seqlens)) if is_counted else Weights()
+        self._counts = counted.counts_ptr
+        self.weights = counted if kind == SEQ_MEAN_TOKEN_MEAN else Weights()
 
     def finish(
         self,
@@ -100,7 +78,6 @@ class Aggregation:
         statistics, columns = partial.shape
         loss, scale = (torch.empty((), dtype=dtype, device=partial.device) for _ in range(2))
         stats = torch.empty(statistics, dtype=dtype, device=partial.device)
-        first, second, third = (*coefficients, 0.0, 0.0)[:3]
         _finish_fwd_kernel[(1,)](
             loss,
             stats,
@@ -111,16 +88,12 @@ class Aggregation:
             columns,
             0 if self._counts is None else self._counts.shape[0],
             self._denominator,
-            first,
-            second,
-            third,
+            *(*coefficients, 0.0, 0.0)[:3],
             IS_TOKEN_MEAN=self._kind == TOKEN_MEAN,
             STATISTICS=statistics,
             PARTS=len(coefficients),
             HAS_GREATEST=has_greatest,
-            HAS_NORMALIZER=self._normalizer is not None,
             HAS_DENOMINATOR=self._denominator > 0,
-            HAS_COUNTS=self._counts is not None,
             ROWS=triton.next_power_of_2(statistics),
             BLOCK=min(BLOCK, 256),
             num_warps=4,
@@ -128,94 +101,33 @@ class Aggregation:
         return loss, stats, scale
 
 
-@triton.jit
-def _end_of(sequence, cu_seqlens_ptr, length, IS_PACKED: tl.constexpr):
-    """The first of the flat tokens after the sequence, int64."""
-    if IS_PACKED:
-        return tl.load(cu_seqlens_ptr + sequence + 1).to(tl.int64)
-    else:
-        return (sequence + 1) * length.to(tl.int64)
+def _count_tokens(like: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None) -> Weights:
+    batch = like.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    blocks = triton.cdiv(like.numel(), BLOCK)
+    counts = torch.zeros(batch, dtype=torch.int32, device=like.device)
+    first = torch.empty(blocks, dtype=torch.int32, device=like.device)
+    if blocks:
+        _count_tokens_fwd_kernel[(blocks,)](
+            counts, first, mask, cu_seqlens, like.numel(), like.shape[-1], batch, BLOCK=BLOCK, num_warps=4
+        )
+    return Weights(counts, first, cu_seqlens)
 
 
 @triton.jit
-def _sequence_at(token, cu_seqlens_ptr, length, batch, IS_PACKED: tl.constexpr):
-    """The first sequence that ends after the token, int64."""
-    if IS_PACKED:
-        low = token * 0
-        high = low + batch - 1
-        while low < high:
-            middle = (low + high) // 2
-            if tl.load(cu_seqlens_ptr + middle + 1) > token:
-                high = middle
-            else:
-                low = middle + 1
-        return low
-    else:
-        return token // length
-
-
-@triton.jit
-def load_valid(mask_ptr, start, size, HAS_MASK: tl.constexpr, BLOCK: tl.constexpr, FULL: tl.constexpr):
-    """Which tokens of a block are valid."""
-    lanes = tl.arange(0, BLOCK)
-    inside = None if FULL else lanes < size - start
-    if HAS_MASK:
-        return tl.load(mask_ptr + start + lanes, mask=inside, other=None if FULL else 0) != 0  # [BLOCK]
-    elif FULL:
-        return tl.full([BLOCK], True, tl.int1)
-    else:
-        return inside
-
-
-@triton.jit
-def load_tokens(ptr, start, size, valid, HAS: tl.constexpr, DTYPE: tl.constexpr, FULL: tl.constexpr):
-    """Tokens in DTYPE, 0 where they are not valid or there are none.
-
-    The load of a full block has no bounds, because those of a size that is not known to be a multiple of anything would
-    split it into single elements; and tokens under the mask are dropped only after it.
-    """
-    if HAS:
-        lanes = tl.arange(0, valid.shape[0])
-        tokens = tl.load(ptr + start + lanes, mask=None if FULL else lanes < size - start, other=None if FULL else 0)
-        return tl.where(valid, tokens.to(DTYPE), 0.0)  # [BLOCK]
-    else:
-        return tl.zeros(valid.shape, DTYPE)
-
-
-@triton.jit
-def store_tokens(ptr, start, size, tokens):
-    lanes = tl.arange(0, tokens.shape[0])
-    if start + tokens.shape[0] <= size:
-        tl.store(ptr + start + lanes, tokens)
-    else:
-        tl.store(ptr + start + lanes, tokens, mask=lanes < size - start)
-
-
-@triton.jit
-def token_weights(
-    counts_ptr,
-    first_ptr,
-    cu_seqlens_ptr,
-    start,
-    size,
-    length,
-    HAS_WEIGHTS: tl.constexpr,
-    IS_PACKED: tl.constexpr,
-    DTYPE: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """1 / (valid tokens of the token's sequence) for a block of tokens; 1 when sequences have no weights."""
+def token_weights(weights, start, size, length, DTYPE: tl.constexpr, BLOCK: tl.constexpr):
+    """1 / (valid tokens of the token's sequence) for the block at `start`; 1 when sequences have no weights."""
+    HAS_WEIGHTS: tl.constexpr = weights.counts_ptr is not None
     weight = tl.full([BLOCK], 1.0, DTYPE)
     if HAS_WEIGHTS:
         positions = start + tl.arange(0, BLOCK)
-        sequence = tl.load(first_ptr + start // BLOCK).to(tl.int64)
-        weight /= tl.maximum(tl.load(counts_ptr + sequence), 1).to(DTYPE)
-        boundary = _end_of(sequence, cu_seqlens_ptr, length, IS_PACKED)
+        sequence = tl.load(weights.first_ptr + start // BLOCK)
+        weight /= tl.maximum(tl.load(weights.counts_ptr + sequence), 1).to(DTYPE)
+        boundary = start_of(sequence + 1, weights.cu_seqlens_ptr, length)
         while boundary < tl.minimum(start + BLOCK, size):
             sequence += 1
-            next_weight = 1.0 / tl.maximum(tl.load(counts_ptr + sequence), 1).to(DTYPE)
+            next_weight = 1.0 / tl.maximum(tl.load(weights.counts_ptr + sequence), 1).to(DTYPE)
             weight = tl.where(positions >= boundary, next_weight, weight)
-            boundary = _end_of(sequence, cu_seqlens_ptr, length, IS_PACKED)
+            boundary = start_of(sequence + 1, weights.cu_seqlens_ptr, length)
     return weight
 
 
@@ -234,23 +146,18 @@ def _count_tokens_fwd_kernel(
     size,
     length,
     batch,
-    IS_PACKED: tl.constexpr,
-    HAS_MASK: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Adds the valid tokens of one block to the counts of its sequences, and says which is the first of them."""
     start = tl.program_id(0).to(tl.int64) * BLOCK
     lanes = tl.arange(0, BLOCK)
-    if start + BLOCK <= size:
-        valid = load_valid(mask_ptr, start, size, HAS_MASK, BLOCK, FULL=True)
-    else:
-        valid = load_valid(mask_ptr, start, size, HAS_MASK, BLOCK, FULL=False)
-    sequence = _sequence_at(start, cu_seqlens_ptr, length, batch, IS_PACKED)
-    tl.store(first_ptr + tl.program_id(0), sequence.to(tl.int32))
+    valid, _ = load_block((), mask_ptr, start, size, tl.int1, BLOCK)
+    sequence = sequence_at(start, cu_seqlens_ptr, length, batch)
+    tl.store(first_ptr + tl.program_id(0), sequence)
     end = tl.minimum(start + BLOCK, size)
     begin = start
     while begin < end:
-        stop = tl.minimum(_end_of(sequence, cu_seqlens_ptr, length, IS_PACKED), end)
+        stop = tl.minimum(start_of(sequence + 1, cu_seqlens_ptr, length), end)
         is_here = valid & (lanes >= begin - start) & (lanes < stop - start)
         tl.atomic_add(counts_ptr + sequence, tl.sum(is_here.to(tl.int32), 0))
         begin = stop
@@ -275,13 +182,13 @@ def _finish_fwd_kernel(
     STATISTICS: tl.constexpr,
     PARTS: tl.constexpr,
     HAS_GREATEST: tl.constexpr,
-    HAS_NORMALIZER: tl.constexpr,
     HAS_DENOMINATOR: tl.constexpr,
-    HAS_COUNTS: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """See `Aggregation.finish`; one program."""
+    HAS_NORMALIZER: tl.constexpr = normalizer_ptr is not None
+    HAS_COUNTS: tl.constexpr = counts_ptr is not None
     rows = tl.arange(0, ROWS)
     is_greatest = HAS_GREATEST & (rows == STATISTICS - 2)
     partial = tl.zeros([ROWS, BLOCK], tl.float64)

@@ -19,25 +19,29 @@ def start_of(sequence, cu_seqlens_ptr, length):
 
 
 @triton.jit
-def first_piece_of(sequence, cu_seqlens_ptr, length, BLOCK: tl.constexpr):
-    """The number of the sequence's first piece, where a piece is what it occupies of one block of the flat tokens.
+def sequence_at(place, cu_seqlens_ptr, length, batch, PIECE: tl.constexpr = None):
+    """The sequence that a token is in; with PIECE tokens to a block, the one that a piece is of, by its number.
 
-    Piece p of sequence s lies in block p - s. So their numbers end below `tokens // BLOCK + batch`, however long each
-    sequence is, which the host does not know. (A few belong to no piece and come out empty.)
+    A piece is what a sequence occupies of one block of the flat tokens, and piece p of sequence s lies in block p - s.
+    So their numbers end below `tokens // PIECE + batch`, however long each sequence is, which the host does not know.
+    (A few belong to no piece and come out empty.)
     """
-    return start_of(sequence, cu_seqlens_ptr, length) // BLOCK + sequence
+    sequence = tl.full([], 0, tl.int32)  # the last one that does not start after the place
+    beyond = sequence + batch
+    while beyond - sequence > 1:
+        middle = (sequence + beyond) // 2
+        start = start_of(middle, cu_seqlens_ptr, length)
+        if PIECE is not None:
+            start = start // PIECE + middle
+        sequence = tl.where(start <= place, middle, sequence)
+        beyond = tl.where(start <= place, beyond, middle)
+    return sequence
 
 
 @triton.jit
 def piece(number, cu_seqlens_ptr, length, batch, BLOCK: tl.constexpr):
     """A piece's sequence, the start of its block, its own first token and the one after its last."""
-    sequence = tl.full([], 0, tl.int32)  # the last one whose first piece is not after this
-    beyond = sequence + batch
-    while beyond - sequence > 1:
-        middle = (sequence + beyond) // 2
-        is_before = first_piece_of(middle, cu_seqlens_ptr, length, BLOCK) <= number
-        sequence = tl.where(is_before, middle, sequence)
-        beyond = tl.where(is_before, beyond, middle)
+    sequence = sequence_at(number, cu_seqlens_ptr, length, batch, BLOCK)
     start = (number - sequence).to(tl.int64) * BLOCK
     begin = tl.maximum(start, start_of(sequence, cu_seqlens_ptr, length))
     end = tl.minimum(start + BLOCK, start_of(sequence + 1, cu_seqlens_ptr, length))

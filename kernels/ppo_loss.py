@@ -4,28 +4,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from fgrl.kernels._aggregate import (
-    BLOCK,
-    WARPS,
-    Aggregation,
-    greater,
-    load_tokens,
-    load_valid,
-    programs,
-    store_tokens,
-    token_weights,
-)
+from fgrl.kernels._aggregate import BLOCK, WARPS, Aggregation, greater, programs, token_weights
+from fgrl.kernels._blocks import load_block, store_block, store_sums
 from fgrl.kernels._kl import kl_value
-from fgrl.kernels._launch import Case, flags, on_device
+from fgrl.kernels._launch import Case, flags, flat, on_device
 from fgrl.types import compute_dtype
 
 _STATISTICS = 9
+
+
+class Tokens(NamedTuple):
+    """An entry a token; None where there are none."""
+
+    logprobs_ptr: Tensor
+    old_logprobs_ptr: Tensor | None
+    advantages_ptr: Tensor
+    ref_logprobs_ptr: Tensor | None
+    entropy_ptr: Tensor | None
+    rollout_logprobs_ptr: Tensor | None
 
 
 @triton.jit
@@ -59,53 +62,14 @@ def _clamp(x, low, high):
     return tl.where(x > high, high, x)
 
 
-@triton.jit
-def _load_block(
-    logprobs_ptr,
-    old_logprobs_ptr,
-    advantages_ptr,
-    mask_ptr,
-    ref_logprobs_ptr,
-    entropy_ptr,
-    rollout_logprobs_ptr,
-    start,
-    size,
-    HAS_OLD: tl.constexpr,
-    HAS_MASK: tl.constexpr,
-    HAS_REF: tl.constexpr,
-    HAS_ENTROPY: tl.constexpr,
-    HAS_ROLLOUT: tl.constexpr,
-    DTYPE: tl.constexpr,
-    BLOCK: tl.constexpr,
-    FULL: tl.constexpr,
-):
-    valid = load_valid(mask_ptr, start, size, HAS_MASK, BLOCK, FULL)
-    return (
-        valid,
-        load_tokens(logprobs_ptr, start, size, valid, True, DTYPE, FULL),
-        load_tokens(old_logprobs_ptr, start, size, valid, HAS_OLD, DTYPE, FULL),
-        load_tokens(advantages_ptr, start, size, valid, True, DTYPE, FULL),
-        load_tokens(ref_logprobs_ptr, start, size, valid, HAS_REF, DTYPE, FULL),
-        load_tokens(entropy_ptr, start, size, valid, HAS_ENTROPY, DTYPE, FULL),
-        load_tokens(rollout_logprobs_ptr, start, size, valid, HAS_ROLLOUT, DTYPE, FULL),
-    )
-
-
 @triton.jit(do_not_specialize=["size", "blocks", "length"])
 def _ppo_loss_fwd_kernel(
     logprobs_grad_ptr,
     entropy_grad_ptr,
     partial_ptr,  # [9, programs] fp64
-    logprobs_ptr,
-    old_logprobs_ptr,
-    advantages_ptr,
+    tokens,
     mask_ptr,
-    ref_logprobs_ptr,
-    entropy_ptr,
-    rollout_logprobs_ptr,
-    counts_ptr,
-    first_ptr,
-    cu_seqlens_ptr,
+    weights,
     size,
     blocks,
     length,
@@ -118,15 +82,8 @@ def _ppo_loss_fwd_kernel(
     KL_KIND: tl.constexpr,
     KL_IN_LOSS: tl.constexpr,
     HAS_DUAL_CLIP: tl.constexpr,
-    HAS_OLD: tl.constexpr,
-    HAS_MASK: tl.constexpr,
-    HAS_REF: tl.constexpr,
-    HAS_ENTROPY: tl.constexpr,
-    HAS_ROLLOUT: tl.constexpr,
     GRAD_LOGPROBS: tl.constexpr,
     GRAD_ENTROPY: tl.constexpr,
-    HAS_WEIGHTS: tl.constexpr,
-    IS_PACKED: tl.constexpr,
     DTYPE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -137,6 +94,9 @@ def _ppo_loss_fwd_kernel(
     loss  = v * (w * l + kl_coef * KL(logp, ref) - entropy_coef * entropy),  v by the token's sequence
     d loss / d logp = v * (w * -A * ratio + kl_coef * KL'),  the first term only where nothing was clipped
     """
+    HAS_OLD: tl.constexpr = tokens.old_logprobs_ptr is not None
+    HAS_REF: tl.constexpr = tokens.ref_logprobs_ptr is not None
+    HAS_ROLLOUT: tl.constexpr = tokens.rollout_logprobs_ptr is not None
     low = tl.full([], ratio_low, DTYPE)
     high = tl.full([], ratio_high, DTYPE)
     bound = tl.full([], dual_clip, DTYPE)
@@ -155,49 +115,9 @@ def _ppo_loss_fwd_kernel(
     programs = tl.num_programs(0)
     start = tl.program_id(0).to(tl.int64) * BLOCK
     for _ in range(tl.program_id(0), blocks, programs):
-        if start + BLOCK <= size:
-            valid, logp, old, advantage, ref, entropy, rollout = _load_block(
-                logprobs_ptr,
-                old_logprobs_ptr,
-                advantages_ptr,
-                mask_ptr,
-                ref_logprobs_ptr,
-                entropy_ptr,
-                rollout_logprobs_ptr,
-                start,
-                size,
-                HAS_OLD,
-                HAS_MASK,
-                HAS_REF,
-                HAS_ENTROPY,
-                HAS_ROLLOUT,
-                DTYPE,
-                BLOCK,
-                FULL=True,
-            )
-        else:
-            valid, logp, old, advantage, ref, entropy, rollout = _load_block(
-                logprobs_ptr,
-                old_logprobs_ptr,
-                advantages_ptr,
-                mask_ptr,
-                ref_logprobs_ptr,
-                entropy_ptr,
-                rollout_logprobs_ptr,
-                start,
-                size,
-                HAS_OLD,
-                HAS_MASK,
-                HAS_REF,
-                HAS_ENTROPY,
-                HAS_ROLLOUT,
-                DTYPE,
-                BLOCK,
-                FULL=False,
-            )
-        weight = token_weights(
-            counts_ptr, first_ptr, cu_seqlens_ptr, start, size, length, HAS_WEIGHTS, IS_PACKED, DTYPE, BLOCK
-        )
+        valid, block = load_block(tokens, mask_ptr, start, size, DTYPE, BLOCK)
+        logp, old, advantage, ref, entropy, rollout = block
+        weight = token_weights(weights, start, size, length, DTYPE, BLOCK)
         if not HAS_OLD:
             old = logp
         difference = logp - old
@@ -230,9 +150,9 @@ def _ppo_loss_fwd_kernel(
                 else:
                     slope += kl_weight * (ratio * gap)
         if GRAD_LOGPROBS:
-            store_tokens(logprobs_grad_ptr, start, size, tl.where(valid, weight * slope, 0.0))
+            store_block(logprobs_grad_ptr, start, size, tl.where(valid, weight * slope, 0.0))
         if GRAD_ENTROPY:
-            store_tokens(entropy_grad_ptr, start, size, tl.where(valid, entropy_slope * weight, 0.0))
+            store_block(entropy_grad_ptr, start, size, tl.where(valid, entropy_slope * weight, 0.0))
 
         policy += weight * loss
         bonus += weight * entropy
@@ -243,16 +163,20 @@ def _ppo_loss_fwd_kernel(
         greatest = greater(ratio, greatest)
         count += valid.to(tl.int32)
         start += programs * BLOCK
-    partial_ptr += tl.program_id(0)
-    tl.store(partial_ptr, tl.sum(policy, 0).to(tl.float64))
-    tl.store(partial_ptr + programs, tl.sum(kl, 0).to(tl.float64))
-    tl.store(partial_ptr + 2 * programs, tl.sum(bonus, 0).to(tl.float64))
-    tl.store(partial_ptr + 3 * programs, tl.sum(clip_count, 0).to(tl.float64))
-    tl.store(partial_ptr + 4 * programs, tl.sum(dual_clip_count, 0).to(tl.float64))
-    tl.store(partial_ptr + 5 * programs, -tl.sum(log_ratios, 0).to(tl.float64))
-    tl.store(partial_ptr + 6 * programs, tl.sum(ratios, 0).to(tl.float64))
-    tl.store(partial_ptr + 7 * programs, tl.reduce(greatest, 0, greater).to(tl.float64))
-    tl.store(partial_ptr + 8 * programs, tl.sum(count, 0).to(tl.float64))
+    store_sums(
+        partial_ptr,
+        (
+            tl.sum(policy, 0),
+            tl.sum(kl, 0),
+            tl.sum(bonus, 0),
+            tl.sum(clip_count, 0),
+            tl.sum(dual_clip_count, 0),
+            -tl.sum(log_ratios, 0),
+            tl.sum(ratios, 0),
+            tl.reduce(greatest, 0, greater),
+            tl.sum(count, 0),
+        ),
+    )
 
 
 def ppo_loss(
@@ -287,11 +211,8 @@ def ppo_loss(
         torch.empty(logprobs.shape if wanted else 0, dtype=dtype, device=logprobs.device)
         for wanted in (grad_logprobs, grad_entropy)
     )
+    tokens = Tokens(*map(flat, (logprobs, old_logprobs, advantages, ref_logprobs, entropy, rollout_logprobs)))
     size, mask = logprobs.numel(), flags(mask)
-    old, ref, entropies, rollout = (
-        None if tensor is None else tensor.reshape(-1)
-        for tensor in (old_logprobs, ref_logprobs, entropy, rollout_logprobs)
-    )
     columns = programs(size, logprobs.device)
     partial = torch.empty(_STATISTICS, columns, dtype=torch.float64, device=logprobs.device)
     with on_device(logprobs):
@@ -300,15 +221,12 @@ def ppo_loss(
             logprobs_grad,
             entropy_grad,
             partial,
-            logprobs.reshape(-1),
-            old,
-            advantages.reshape(-1),
+            tokens,
             mask,
-            ref,
-            entropies,
-            rollout,
-            size=size,
-            blocks=triton.cdiv(size, BLOCK),
+            aggregator.weights,
+            size,
+            triton.cdiv(size, BLOCK),
+            logprobs.shape[-1],
             ratio_low=1 - clip_low,
             ratio_high=1 + clip_high,
             dual_clip=dual_clip,
@@ -318,17 +236,11 @@ def ppo_loss(
             KL_KIND=kl_estimator,
             KL_IN_LOSS=kl_coef != 0,
             HAS_DUAL_CLIP=math.isfinite(dual_clip),
-            HAS_OLD=old is not None,
-            HAS_MASK=mask is not None,
-            HAS_REF=ref is not None,
-            HAS_ENTROPY=entropies is not None,
-            HAS_ROLLOUT=rollout is not None,
             GRAD_LOGPROBS=grad_logprobs,
             GRAD_ENTROPY=grad_entropy,
             DTYPE=tl.float64 if dtype == torch.float64 else tl.float32,
             BLOCK=BLOCK,
             num_warps=WARPS,
-            **aggregator.weights(),
         )
         loss, stats, scale = aggregator.finish(partial, dtype, (1.0, kl_coef, -entropy_coef), has_greatest=True)
     return loss, stats, scale, logprobs_grad, entropy_grad

@@ -10,43 +10,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fgrl.kernels._aggregate import (
-    BLOCK,
-    WARPS,
-    Aggregation,
-    load_tokens,
-    load_valid,
-    programs,
-    store_tokens,
-    token_weights,
-)
-from fgrl.kernels._launch import Case, flags, on_device
+from fgrl.kernels._aggregate import BLOCK, WARPS, Aggregation, programs, token_weights
+from fgrl.kernels._blocks import load_block, store_block, store_sums
+from fgrl.kernels._launch import Case, flags, flat, on_device
 from fgrl.types import compute_dtype
 
 _STATISTICS = 6
-
-
-@triton.jit
-def _load_block(
-    values_ptr,
-    old_values_ptr,
-    returns_ptr,
-    mask_ptr,
-    start,
-    size,
-    IS_CLIPPED: tl.constexpr,
-    HAS_MASK: tl.constexpr,
-    DTYPE: tl.constexpr,
-    BLOCK: tl.constexpr,
-    FULL: tl.constexpr,
-):
-    valid = load_valid(mask_ptr, start, size, HAS_MASK, BLOCK, FULL)
-    return (
-        valid,
-        load_tokens(values_ptr, start, size, valid, True, DTYPE, FULL),
-        load_tokens(old_values_ptr, start, size, valid, IS_CLIPPED, DTYPE, FULL),
-        load_tokens(returns_ptr, start, size, valid, True, DTYPE, FULL),
-    )
 
 
 @triton.jit(do_not_specialize=["size", "blocks", "length"])
@@ -54,21 +23,15 @@ def _value_loss_fwd_kernel(
     values_grad_ptr,
     partial_ptr,  # [6, programs] fp64
     values_ptr,
-    old_values_ptr,
+    old_values_ptr,  # None where values are not clipped
     returns_ptr,
     mask_ptr,
-    counts_ptr,
-    first_ptr,
-    cu_seqlens_ptr,
+    weights,
     size,
     blocks,
     length,
     clip: tl.float64,
-    IS_CLIPPED: tl.constexpr,
-    HAS_MASK: tl.constexpr,
     GRAD_VALUES: tl.constexpr,
-    HAS_WEIGHTS: tl.constexpr,
-    IS_PACKED: tl.constexpr,
     DTYPE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -78,6 +41,8 @@ def _value_loss_fwd_kernel(
     loss = v * max((V - R)^2, (near - R)^2) / 2,  v by the token's sequence
     d loss / d V = v * (V - R), or 0 where the second is greater: near is then one of the bounds
     """
+    IS_CLIPPED: tl.constexpr = old_values_ptr is not None
+    tokens = (values_ptr, old_values_ptr, returns_ptr)
     width = tl.full([], clip, DTYPE)
     losses = tl.zeros([BLOCK], DTYPE)
     clip_count = tl.zeros([BLOCK], tl.int32)
@@ -88,37 +53,9 @@ def _value_loss_fwd_kernel(
     programs = tl.num_programs(0)
     start = tl.program_id(0).to(tl.int64) * BLOCK
     for _ in range(tl.program_id(0), blocks, programs):
-        if start + BLOCK <= size:
-            valid, value, old, target = _load_block(
-                values_ptr,
-                old_values_ptr,
-                returns_ptr,
-                mask_ptr,
-                start,
-                size,
-                IS_CLIPPED,
-                HAS_MASK,
-                DTYPE,
-                BLOCK,
-                FULL=True,
-            )
-        else:
-            valid, value, old, target = _load_block(
-                values_ptr,
-                old_values_ptr,
-                returns_ptr,
-                mask_ptr,
-                start,
-                size,
-                IS_CLIPPED,
-                HAS_MASK,
-                DTYPE,
-                BLOCK,
-                FULL=False,
-            )
-        weight = token_weights(
-            counts_ptr, first_ptr, cu_seqlens_ptr, start, size, length, HAS_WEIGHTS, IS_PACKED, DTYPE, BLOCK
-        )
+        valid, block = load_block(tokens, mask_ptr, start, size, DTYPE, BLOCK)
+        value, old, target = block
+        weight = token_weights(weights, start, size, length, DTYPE, BLOCK)
         error = value - target
         square = error * error
         loss = square
@@ -131,20 +68,24 @@ def _value_loss_fwd_kernel(
             slope = tl.where(is_clipped, 0.0, error)
             clip_count += is_clipped.to(tl.int32)
         if GRAD_VALUES:
-            store_tokens(values_grad_ptr, start, size, weight * slope)
+            store_block(values_grad_ptr, start, size, weight * slope)
         losses += weight * loss
         values += value
         targets += target
         squares += square
         count += valid.to(tl.int32)
         start += programs * BLOCK
-    partial_ptr += tl.program_id(0)
-    tl.store(partial_ptr, tl.sum(losses, 0).to(tl.float64) * 0.5)
-    tl.store(partial_ptr + programs, tl.sum(clip_count, 0).to(tl.float64))
-    tl.store(partial_ptr + 2 * programs, tl.sum(values, 0).to(tl.float64))
-    tl.store(partial_ptr + 3 * programs, tl.sum(targets, 0).to(tl.float64))
-    tl.store(partial_ptr + 4 * programs, tl.sum(squares, 0).to(tl.float64))
-    tl.store(partial_ptr + 5 * programs, tl.sum(count, 0).to(tl.float64))
+    store_sums(
+        partial_ptr,
+        (
+            tl.sum(losses, 0) * 0.5,
+            tl.sum(clip_count, 0),
+            tl.sum(values, 0),
+            tl.sum(targets, 0),
+            tl.sum(squares, 0),
+            tl.sum(count, 0),
+        ),
+    )
 
 
 def value_loss(
@@ -175,20 +116,19 @@ def value_loss(
         _value_loss_fwd_kernel[(columns,)](
             values_grad,
             partial,
-            values.reshape(-1),
-            old_values.reshape(-1) if is_clipped else None,
-            returns.reshape(-1),
+            flat(values),
+            flat(old_values) if is_clipped else None,
+            flat(returns),
             mask,
-            size=size,
-            blocks=triton.cdiv(size, BLOCK),
+            aggregator.weights,
+            size,
+            triton.cdiv(size, BLOCK),
+            values.shape[-1],
             clip=clip,
-            IS_CLIPPED=is_clipped,
-            HAS_MASK=mask is not None,
             GRAD_VALUES=grad_values,
             DTYPE=tl.float64 if dtype == torch.float64 else tl.float32,
             BLOCK=BLOCK,
             num_warps=WARPS,
-            **aggregator.weights(),
         )
         loss, stats, scale = aggregator.finish(partial, dtype, (1.0,), has_greatest=False)
     return loss, stats, scale, values_grad

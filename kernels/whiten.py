@@ -10,42 +10,13 @@ import triton.language as tl
 from torch import Tensor
 
 from fgrl.extension import interprets_kernels
+from fgrl.kernels._blocks import load_block, store_block, store_sums
 from fgrl.kernels._launch import Case, flags, flat, multiprocessors, on_device
-from fgrl.kernels._sequences import store
 from fgrl.types import compute_dtype
 
 _BLOCK = 64 if interprets_kernels() else 1024  # the interpreter's tests want several blocks of few tokens
 _WARPS = 4
 _PROGRAMS_PER_MULTIPROCESSOR = 4
-
-
-@triton.jit
-def _load_block(advantages_ptr, mask_ptr, start, size, HAS_MASK: tl.constexpr, BLOCK: tl.constexpr, FULL: tl.constexpr):
-    """Advantages in fp64, 0 where they are not valid, and which are.
-
-    The load of a full block has no bounds, because those of a size that is not known to be a multiple of anything would
-    split it into single elements; and tokens under the mask are dropped only after it.
-    """
-    lanes = tl.arange(0, BLOCK)
-    inside = None if FULL else lanes < size - start
-    advantages = tl.load(advantages_ptr + start + lanes, mask=inside, other=None if FULL else 0)  # [BLOCK]
-    if HAS_MASK:
-        valid = tl.load(mask_ptr + start + lanes, mask=inside, other=None if FULL else 0) != 0  # [BLOCK]
-    elif FULL:
-        valid = tl.full([BLOCK], True, tl.int1)
-    else:
-        valid = inside
-    return tl.where(valid, advantages.to(tl.float64), 0.0), valid
-
-
-@triton.jit
-def store_partial_moments(partial_ptr, count, total, squares):
-    """(count, sum, sum of squares) of what this program saw, in its column of [3, programs]."""
-    partial_ptr += tl.program_id(0)
-    programs = tl.num_programs(0)
-    tl.store(partial_ptr, count.to(tl.float64))
-    tl.store(partial_ptr + programs, total)
-    tl.store(partial_ptr + 2 * programs, squares)
 
 
 @triton.jit(do_not_specialize=["size", "blocks"])
@@ -55,7 +26,6 @@ def _moments_fwd_kernel(
     mask_ptr,
     size,
     blocks,
-    HAS_MASK: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """(count, sum, sum of squares) of the valid tokens of every `programs`-th block."""
@@ -65,15 +35,13 @@ def _moments_fwd_kernel(
     programs = tl.num_programs(0)
     start = tl.program_id(0).to(tl.int64) * BLOCK
     for _ in range(tl.program_id(0), blocks, programs):
-        if start + BLOCK <= size:
-            advantages, valid = _load_block(advantages_ptr, mask_ptr, start, size, HAS_MASK, BLOCK, FULL=True)
-        else:
-            advantages, valid = _load_block(advantages_ptr, mask_ptr, start, size, HAS_MASK, BLOCK, FULL=False)
+        valid, block = load_block((advantages_ptr,), mask_ptr, start, size, tl.float64, BLOCK)
+        advantages = block[0]
         count += valid.to(tl.int32)
         total += advantages
         squares += advantages * advantages
         start += programs * BLOCK
-    store_partial_moments(partial_ptr, tl.sum(count, 0), tl.sum(total, 0), tl.sum(squares, 0))
+    store_sums(partial_ptr, (tl.sum(count, 0), tl.sum(total, 0), tl.sum(squares, 0)))
 
 
 @triton.jit(do_not_specialize=["size"])
@@ -84,23 +52,19 @@ def _whiten_tokens_fwd_kernel(
     moments_ptr,  # [3] fp64
     size,
     VARIANCE_FLOOR: tl.constexpr,
-    HAS_MASK: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """(A_t - mean) / sqrt(var + floor),   var with Bessel's correction, 0 for fewer than two tokens"""
     start = tl.program_id(0).to(tl.int64) * BLOCK
-    if start + BLOCK <= size:
-        advantages, valid = _load_block(advantages_ptr, mask_ptr, start, size, HAS_MASK, BLOCK, FULL=True)
-    else:
-        advantages, valid = _load_block(advantages_ptr, mask_ptr, start, size, HAS_MASK, BLOCK, FULL=False)
-
+    valid, block = load_block((advantages_ptr,), mask_ptr, start, size, tl.float64, BLOCK)
+    advantages = block[0]
     count = tl.load(moments_ptr)
     total = tl.load(moments_ptr + 1)
     mean = total / tl.maximum(count, 1.0)
     variance = (tl.load(moments_ptr + 2) - total * mean) / tl.maximum(count - 1.0, 1.0)
     scale = 1.0 / tl.sqrt(tl.where(variance < 0, 0.0, variance) + VARIANCE_FLOOR)  # a NaN stays one
     whitened = tl.where(valid, (advantages - mean) * scale, 0.0)
-    store(whitened_ptr, start, whitened, 0, tl.minimum(size - start, BLOCK))
+    store_block(whitened_ptr, start, size, whitened)
 
 
 def moments(advantages: Tensor, mask: Tensor | None) -> Tensor:
@@ -119,7 +83,6 @@ def moments(advantages: Tensor, mask: Tensor | None) -> Tensor:
             mask,
             advantages.numel(),
             blocks,
-            HAS_MASK=mask is not None,
             BLOCK=_BLOCK,
             num_warps=_WARPS,
         )
@@ -142,7 +105,6 @@ def whiten_tokens(advantages: Tensor, mask: Tensor | None, moments: Tensor) -> T
                 moments.contiguous(),
                 advantages.numel(),
                 VARIANCE_FLOOR=1e-8,
-                HAS_MASK=mask is not None,
                 BLOCK=_BLOCK,
                 num_warps=_WARPS,
             )

@@ -111,26 +111,12 @@ def _load(ptr, start, inside):
 
 @triton.jit
 def _load_tokens(tokens, start, inside):
-    return (
-        _load(tokens.rewards_ptr, start, inside),
-        _load(tokens.values_ptr, start, inside),
-        _load(tokens.logprobs_ptr, start, inside),
-        _load(tokens.ref_logprobs_ptr, start, inside),
-        _load(tokens.mask_ptr, start, inside),
-    )
+    return [_load(ptr, start, inside) for ptr in tokens]
 
 
 @triton.jit
 def _shaped_tokens(
-    tokens,
-    start,
-    first,
-    beyond,
-    size,
-    shaping,
-    KL_KIND: tl.constexpr,
-    DTYPE: tl.constexpr,
-    BLOCK: tl.constexpr,
+    tokens, start, first, beyond, size, shaping, KL_KIND: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr
 ):
     """R_t, V_t and KL_t, 0 where a token is not valid, and which are: [BLOCK] each.
 
@@ -140,30 +126,26 @@ def _shaped_tokens(
     HAS_REWARDS: tl.constexpr = tokens.rewards_ptr is not None
     HAS_KL: tl.constexpr = tokens.logprobs_ptr is not None
     HAS_MASK: tl.constexpr = tokens.mask_ptr is not None
+    scale, low, high, kl_coef = [tl.full([], number, DTYPE) for number in shaping]
     widened = tl.cdiv(beyond, ALIGNMENT) * ALIGNMENT
     if start + widened <= size:
-        inside = among(first // ALIGNMENT * ALIGNMENT, widened, BLOCK)
-        rewards, values, logprobs, ref_logprobs, mask = _load_tokens(tokens, start, inside)
+        block = _load_tokens(tokens, start, among(first // ALIGNMENT * ALIGNMENT, widened, BLOCK))
     else:
-        inside = among(first, beyond, BLOCK)
-        rewards, values, logprobs, ref_logprobs, mask = _load_tokens(tokens, start, inside)
-
+        block = _load_tokens(tokens, start, among(first, beyond, BLOCK))
+    rewards, values, logprobs, ref_logprobs, mask = block
     valid = among(first, beyond, BLOCK)
     if HAS_MASK:
-        valid = valid & (mask != 0)
+        valid &= mask != 0
     values = tl.where(valid, values.to(DTYPE), 0.0)
     shaped = tl.zeros_like(values)
     kl = tl.zeros_like(values)
     if HAS_REWARDS:
-        low = tl.full([], shaping[1], DTYPE)
-        high = tl.full([], shaping[2], DTYPE)
         rewards = rewards.to(DTYPE)
         rewards = tl.where(rewards < low, low, tl.where(rewards > high, high, rewards))  # a NaN stays one
-        shaped = tl.where(valid, tl.full([], shaping[0], DTYPE) * rewards, 0.0)
+        shaped = tl.where(valid, scale * rewards, 0.0)
     if HAS_KL:
-        coef = tl.full([], shaping[3], DTYPE)
         kl = kl_value(tl.where(valid, logprobs.to(DTYPE) - ref_logprobs.to(DTYPE), 0.0), KL_KIND)
-        shaped -= tl.where(coef != 0, coef * kl, 0.0)  # k3 can overflow, and 0 * inf is NaN
+        shaped -= tl.where(kl_coef != 0, kl_coef * kl, 0.0)  # k3 can overflow, and 0 * inf is NaN
     return shaped, values, kl, valid
 
 
@@ -174,11 +156,12 @@ def _after(decay, gain, decay_before, gain_before):
 
 
 @triton.jit
-def _maps(rewards, values, valid, origin, decay, keep, drift):
+def _maps(rewards, values, valid, origin, coefficients):
     """V_t - origin, and the map of each token together with all that follow it in the block, both sides less `origin`.
 
     Values may be far larger than the advantages, and so would be their rounding errors, token by token.
     """
+    decay, keep, drift = coefficients
     values = tl.where(valid, values - origin, 0.0)
     decays = tl.where(valid, decay, 1.0)
     gains = tl.where(valid, decay * rewards + keep * values - drift * origin, 0.0)
@@ -229,7 +212,7 @@ def _token_advantages_fwd_kernel(
         end = start_of(sequence + 1, sequences.cu_seqlens_ptr, length)
         start = tl.cdiv(end, ALIGNMENT) * ALIGNMENT - BLOCK
         ahead = _ahead_of_last(sequence, sequences, gamma, DTYPE)
-    decay, keep, drift = _coefficients(sequence, sequences, gamma, lam, DTYPE)
+    coefficients = _coefficients(sequence, sequences, gamma, lam, DTYPE)
     shaping = (reward_scale, reward_low, reward_high, kl_coef)
 
     lanes = tl.arange(0, BLOCK)
@@ -241,7 +224,7 @@ def _token_advantages_fwd_kernel(
         rewards, values, kl, valid = _shaped_tokens(tokens, start, first, beyond, size, shaping, KL_KIND, DTYPE, BLOCK)
         if HAS_KL:
             store(outputs.kl_ptr, start, kl, first, beyond)
-        rise, _, gains = _maps(rewards, values, valid, ahead, decay, keep, drift)
+        rise, _, gains = _maps(rewards, values, valid, ahead, coefficients)
         more = tl.gather(gains, tl.minimum(lanes + 1, BLOCK - 1), 0)  # ahead_t - ahead
         more = tl.where(lanes == BLOCK - 1, 0.0, more)
         advantages = tl.where(valid, rewards - rise + more, 0.0)
@@ -278,12 +261,12 @@ def _piece_maps_fwd_kernel(
     """The composition of the maps of each piece's tokens."""
     DTYPE: tl.constexpr = decays_ptr.dtype.element_ty
     sequence, start, begin, end = piece(tl.program_id(0), sequences.cu_seqlens_ptr, length, batch, BLOCK)
-    decay, keep, drift = _coefficients(sequence, sequences, gamma, lam, DTYPE)
+    coefficients = _coefficients(sequence, sequences, gamma, lam, DTYPE)
     shaping = (reward_scale, reward_low, reward_high, kl_coef)
     first, beyond = lanes_of(start, begin, end, BLOCK)
     rewards, values, _, valid = _shaped_tokens(tokens, start, first, beyond, size, shaping, KL_KIND, DTYPE, BLOCK)
     mean = tl.sum(values, 0) / tl.maximum(tl.sum(valid.to(DTYPE), 0), 1.0)
-    _, decays, gains = _maps(rewards, values, valid, mean, decay, keep, drift)
+    _, decays, gains = _maps(rewards, values, valid, mean, coefficients)
     gains += mean - decays * mean
     lanes = tl.arange(0, BLOCK)
     tl.store(decays_ptr + tl.program_id(0) + lanes, decays, mask=lanes == 0)

@@ -160,17 +160,33 @@ def test_nothing_under_the_mask_is_seen(kind: str, poison: float, device: torch.
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_what_is_not_finite_reaches_the_tokens_before_it_and_no_other_sequence(
-    bad: float, device: torch.device
+@pytest.mark.parametrize("name", [*TOKENS, "sequence_rewards", "bootstrap"])
+@pytest.mark.parametrize(("gamma", "lam"), [(0.99, 0.95), (1.0, 1.0), (0.5, 0.0)], ids=str)
+def test_results_are_finite_where_the_recursion_is(
+    gamma: float, lam: float, name: str, bad: float, device: torch.device
 ) -> None:
+    """A scan multiplies in another order, so an infinity may become a NaN, but neither reaches any other token."""
+    inputs, mask = draw(3, BLOCK + 5, device, torch.float32), mask_of("holes", 3, BLOCK + 5, device)
+    assert mask is not None
+    at = (1,) if inputs[name].ndim == 1 else (1, BLOCK + 2)
+    mask[1, BLOCK + 1 :] = torch.tensor([False, True, False, True])
+    inputs[name][at] = bad
+    ours, expected = (run(inputs, mask, gamma=gamma, lam=lam, reward_clip=None) for run in (both, reference))
+    for key in ("advantages", "returns", "gae advantages", "gae returns"):
+        is_finite = expected[key].isfinite()
+        assert torch.equal(ours[key].isfinite(), is_finite), key
+        torch.testing.assert_close(ours[key][is_finite], expected[key][is_finite], rtol=1e-4, atol=1e-4)
+    assert not expected["advantages"][1].isfinite().all()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_clip_bounds_an_infinite_reward_and_keeps_a_nan(bad: float, device: torch.device) -> None:
     inputs, place = draw(3, 2 * BLOCK + 5, device, torch.float32), BLOCK + 2
     inputs["token_rewards"][1, place] = bad
-    ours = fgrl.ops.token_advantages(**inputs, gamma=0.99).advantages
-    assert not ours[1, : place + 1].isfinite().any()
-    assert ours[1, place + 1 :].isfinite().all()
-    assert ours[[0, 2]].isfinite().all()
     clipped = fgrl.ops.token_advantages(**inputs, gamma=0.99, reward_clip=1.0).advantages
     assert clipped[1, : place + 1].isnan().all() == (bad != bad)
+    assert clipped[1, place + 1 :].isfinite().all()
+    assert clipped[[0, 2]].isfinite().all()
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64], ids=str)

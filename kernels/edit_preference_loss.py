@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 import triton
@@ -17,30 +18,37 @@ _BLOCK = 64 if interprets_kernels() else 512  # the interpreter's tests want sev
 _WARPS = 4
 
 
+class Side(NamedTuple):
+    """`[pairs, width]` each; no mask means all tokens."""
+
+    rewards_ptr: Tensor
+    edits_ptr: Tensor
+    mask_ptr: Tensor | None
+
+
 @triton.jit
-def _load_block(rewards_ptr, edits_ptr, mask_ptr, start, width, HAS_MASK: tl.constexpr, BLOCK: tl.constexpr):
+def _load_block(side, row, start, width, BLOCK: tl.constexpr):
     """Rewards in fp64, and which of the tokens are edited and which kept; neither outside the row or the mask."""
+    HAS_MASK: tl.constexpr = side.mask_ptr is not None
     lanes = start + tl.arange(0, BLOCK)
     inside = lanes < width
-    rewards = tl.load(rewards_ptr + lanes, mask=inside, other=0).to(tl.float64)  # [BLOCK]
-    is_edited = tl.load(edits_ptr + lanes, mask=inside, other=0) != 0
+    rewards = tl.load(side.rewards_ptr + row + lanes, mask=inside, other=0).to(tl.float64)  # [BLOCK]
+    is_edited = tl.load(side.edits_ptr + row + lanes, mask=inside, other=0) != 0
     valid = inside
     if HAS_MASK:
-        valid &= tl.load(mask_ptr + lanes, mask=inside, other=0) != 0
+        valid &= tl.load(side.mask_ptr + row + lanes, mask=inside, other=0) != 0
     return rewards, valid & is_edited, valid & ~is_edited
 
 
 @triton.jit
-def _sum_side(
-    rewards_ptr, edits_ptr, mask_ptr, width, IS_MEAN: tl.constexpr, HAS_MASK: tl.constexpr, BLOCK: tl.constexpr
-):
+def _sum_side(side, row, width, IS_MEAN: tl.constexpr, BLOCK: tl.constexpr):
     """Score of a row, what it was divided by, squares of the kept rewards and their number: scalars in fp64."""
     score = tl.zeros([BLOCK], tl.float64)
     squares = tl.zeros([BLOCK], tl.float64)
     edited_count = tl.zeros([BLOCK], tl.int32)
     kept_count = tl.zeros([BLOCK], tl.int32)
     for start in range(0, width, BLOCK):
-        rewards, is_edited, is_kept = _load_block(rewards_ptr, edits_ptr, mask_ptr, start, width, HAS_MASK, BLOCK)
+        rewards, is_edited, is_kept = _load_block(side, row, start, width, BLOCK)
         score += tl.where(is_edited, rewards, 0.0)
         squares += tl.where(is_kept, rewards * rewards, 0.0)
         edited_count += is_edited.to(tl.int32)
@@ -52,26 +60,15 @@ def _sum_side(
 
 
 @triton.jit
-def _store_gradient(
-    grad_ptr,
-    rewards_ptr,
-    edits_ptr,
-    mask_ptr,
-    width,
-    slope,
-    kept_slope,
-    HAS_PENALTY: tl.constexpr,
-    HAS_MASK: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+def _store_gradient(grad_ptr, side, row, width, slope, kept_slope, HAS_PENALTY: tl.constexpr, BLOCK: tl.constexpr):
     """`slope` at the edited tokens, `kept_slope` times the reward at the kept ones."""
     for start in range(0, width, BLOCK):
-        rewards, is_edited, is_kept = _load_block(rewards_ptr, edits_ptr, mask_ptr, start, width, HAS_MASK, BLOCK)
+        rewards, is_edited, is_kept = _load_block(side, row, start, width, BLOCK)
         gradient = tl.where(is_edited, slope, 0.0)
         if HAS_PENALTY:
             gradient = tl.where(is_kept, kept_slope * rewards, gradient)
         lanes = start + tl.arange(0, BLOCK)
-        tl.store(grad_ptr + lanes, gradient, mask=lanes < width)
+        tl.store(grad_ptr + row + lanes, gradient, mask=lanes < width)
 
 
 @triton.jit(do_not_specialize=["chosen_width", "rejected_width"])
@@ -80,20 +77,14 @@ def _edit_preference_loss_fwd_kernel(
     margins_ptr,
     chosen_grad_ptr,
     rejected_grad_ptr,
-    chosen_rewards_ptr,
-    rejected_rewards_ptr,
-    chosen_edits_ptr,
-    rejected_edits_ptr,
-    chosen_mask_ptr,
-    rejected_mask_ptr,
+    chosen,
+    rejected,
     chosen_width,
     rejected_width,
     unchanged_weight: tl.float64,
     margin: tl.float64,
     IS_MEAN: tl.constexpr,
     HAS_PENALTY: tl.constexpr,
-    HAS_CHOSEN_MASK: tl.constexpr,
-    HAS_REJECTED_MASK: tl.constexpr,
     GRAD_CHOSEN: tl.constexpr,
     GRAD_REJECTED: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -105,21 +96,11 @@ def _edit_preference_loss_fwd_kernel(
     d loss / d r_t = -+ sigmoid(-x) (over the tokens of U, for a mean) in U,  2 * unchanged_weight * r_t / |K| in K
     """
     pair = tl.program_id(0).to(tl.int64)
-    chosen = pair * chosen_width
-    rejected = pair * rejected_width
-    chosen_rewards_ptr += chosen
-    chosen_edits_ptr += chosen
-    rejected_rewards_ptr += rejected
-    rejected_edits_ptr += rejected
-    if HAS_CHOSEN_MASK:
-        chosen_mask_ptr += chosen
-    if HAS_REJECTED_MASK:
-        rejected_mask_ptr += rejected
-    chosen_score, chosen_divisor, squares, kept = _sum_side(
-        chosen_rewards_ptr, chosen_edits_ptr, chosen_mask_ptr, chosen_width, IS_MEAN, HAS_CHOSEN_MASK, BLOCK
-    )
+    chosen_row = pair * chosen_width
+    rejected_row = pair * rejected_width
+    chosen_score, chosen_divisor, squares, kept = _sum_side(chosen, chosen_row, chosen_width, IS_MEAN, BLOCK)
     rejected_score, rejected_divisor, rejected_squares, rejected_kept = _sum_side(
-        rejected_rewards_ptr, rejected_edits_ptr, rejected_mask_ptr, rejected_width, IS_MEAN, HAS_REJECTED_MASK, BLOCK
+        rejected, rejected_row, rejected_width, IS_MEAN, BLOCK
     )
     ahead = chosen_score - rejected_score - tl.full([], margin, tl.float64)
     small = tl.exp(-tl.abs(ahead))
@@ -131,30 +112,12 @@ def _edit_preference_loss_fwd_kernel(
     tl.store(losses_ptr + pair, loss)
     tl.store(margins_ptr + pair, chosen_score - rejected_score)
     if GRAD_CHOSEN:
-        _store_gradient(
-            chosen_grad_ptr + chosen,
-            chosen_rewards_ptr,
-            chosen_edits_ptr,
-            chosen_mask_ptr,
-            chosen_width,
-            -pull / chosen_divisor,
-            2.0 * penalty,
-            HAS_PENALTY,
-            HAS_CHOSEN_MASK,
-            BLOCK,
-        )
+        slope = -pull / chosen_divisor
+        _store_gradient(chosen_grad_ptr, chosen, chosen_row, chosen_width, slope, 2.0 * penalty, HAS_PENALTY, BLOCK)
     if GRAD_REJECTED:
+        slope = pull / rejected_divisor
         _store_gradient(
-            rejected_grad_ptr + rejected,
-            rejected_rewards_ptr,
-            rejected_edits_ptr,
-            rejected_mask_ptr,
-            rejected_width,
-            pull / rejected_divisor,
-            2.0 * penalty,
-            HAS_PENALTY,
-            HAS_REJECTED_MASK,
-            BLOCK,
+            rejected_grad_ptr, rejected, rejected_row, rejected_width, slope, 2.0 * penalty, HAS_PENALTY, BLOCK
         )
 
 
@@ -190,20 +153,14 @@ def edit_preference_loss(
                 margins,
                 chosen_grad,
                 rejected_grad,
-                chosen_rewards.contiguous(),
-                rejected_rewards.contiguous(),
-                flags(chosen_edits),
-                flags(rejected_edits),
-                flags(chosen_mask),
-                flags(rejected_mask),
+                Side(chosen_rewards.contiguous(), flags(chosen_edits), flags(chosen_mask)),
+                Side(rejected_rewards.contiguous(), flags(rejected_edits), flags(rejected_mask)),
                 chosen_rewards.shape[1],
                 rejected_rewards.shape[1],
                 unchanged_weight,
                 margin,
                 IS_MEAN=mean,
                 HAS_PENALTY=unchanged_weight != 0,
-                HAS_CHOSEN_MASK=chosen_mask is not None,
-                HAS_REJECTED_MASK=rejected_mask is not None,
                 GRAD_CHOSEN=grad_chosen_rewards,
                 GRAD_REJECTED=grad_rejected_rewards,
                 BLOCK=_BLOCK,

@@ -18,6 +18,17 @@ ESTIMATORS = ("k1", "k2", "k3", "abs", "k1+", "k2+", "k3+", "abs+")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 DIFFERENTIABLE = ("logprobs", "entropy", "values", "chosen_rewards", "rejected_rewards")
 
+EVERYTHING: dict[str, Any] = {
+    "clip_low": 0.1,
+    "clip_high": 0.3,
+    "dual_clip": 1.5,
+    "kl_coef": 0.3,
+    "kl_estimator": "k3",
+    "entropy_coef": 0.05,
+    "importance_cap": 1.2,
+}
+"""Options of `PPOLossConfig` with every part of the loss."""
+
 CONFIGS = st.builds(
     PPOLossConfig,
     clip_low=st.sampled_from([0.0, 0.2, 1.0]),
@@ -47,6 +58,19 @@ def draw_ppo(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> dict
         "rollout_logprobs": near(0.4),
     }
     return {name: tensor.to(dtype) for name, tensor in inputs.items()}
+
+
+def draw_ppo_without_ties(shape: tuple[int, ...], dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
+    """The same without equal log-probabilities, so that every derivative has one side."""
+    logprobs = -torch.rand(shape, dtype=dtype) * 3
+    return {
+        "logprobs": logprobs,
+        "old_logprobs": logprobs + torch.randn(shape, dtype=dtype) * 0.5,
+        "advantages": torch.randn(shape, dtype=dtype),
+        "ref_logprobs": logprobs + torch.randn(shape, dtype=dtype) * 0.5,
+        "entropy": torch.rand(shape, dtype=dtype) * 2,
+        "rollout_logprobs": logprobs + torch.randn(shape, dtype=dtype) * 0.5,
+    }
 
 
 def draw_value(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:

@@ -15,15 +15,6 @@ import fgrl
 from fgrl.kernels import _aggregate
 from fgrl.ops import PPOLossConfig
 
-EVERYTHING: dict[str, Any] = {
-    "clip_low": 0.1,
-    "clip_high": 0.3,
-    "dual_clip": 1.5,
-    "kl_coef": 0.3,
-    "kl_estimator": "k3",
-    "entropy_coef": 0.05,
-    "importance_cap": 1.2,
-}
 BLOCK = _aggregate.BLOCK
 # One block, a whole number of them, and one token more and fewer.
 SIZES = {"block - 1": BLOCK - 1, "block": BLOCK, "block + 1": BLOCK + 1, "8 blocks": 8 * BLOCK}
@@ -39,7 +30,7 @@ def few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def check(name: str, shape: tuple[int, ...], device: torch.device, aggregation: Any, **options: Any) -> None:
     if name == "ppo_loss":
-        config = PPOLossConfig(**EVERYTHING, aggregation=aggregation)
+        config = PPOLossConfig(**losses.EVERYTHING, aggregation=aggregation)
         losses.assert_right(name, losses.draw_ppo(shape), device, config=config, **options)
     else:
         losses.assert_right(name, losses.draw_value(shape), device, aggregation=aggregation, **options)
@@ -107,7 +98,7 @@ def test_same_bits_twice_with_masks_of_every_dtype_and_strided_inputs(dtype: tor
     inputs = {name: tensor.to(device) for name, tensor in losses.draw_ppo((5, 70)).items()}
     mask = make_mask("holes", (5, 70))
     assert mask is not None
-    config = PPOLossConfig(**EVERYTHING, aggregation="seq-mean-token-mean")
+    config = PPOLossConfig(**losses.EVERYTHING, aggregation="seq-mean-token-mean")
     expected = losses.outcome(fgrl.ops.ppo_loss, inputs, mask=mask.to(device), config=config)
     strided = {name: tensor.t().contiguous().t() for name, tensor in inputs.items()}
     again = losses.outcome(fgrl.ops.ppo_loss, strided, mask=mask.to(device, dtype).t().contiguous().t(), config=config)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import losses
 import oracles
 import pytest
 import torch
+from losses import AGGREGATIONS
 from numerics import (
     MASKS,
     POISONS,
@@ -22,19 +24,9 @@ from numerics import (
 import fgrl
 from fgrl.ops import PPOLossConfig
 
-AGGREGATIONS = ("token-mean", "token-sum", "seq-mean-token-sum", "seq-mean-token-mean")
 TRAINED = ("hidden", "weight", "bias")
 PER_TOKEN = ("old_logprobs", "advantages", "ref_logprobs", "rollout_logprobs")
-EVERYTHING = PPOLossConfig(
-    clip_low=0.1,
-    clip_high=0.3,
-    dual_clip=1.5,
-    kl_coef=0.3,
-    kl_estimator="k3",
-    entropy_coef=0.05,
-    importance_cap=1.2,
-    aggregation="seq-mean-token-mean",
-)
+EVERYTHING = PPOLossConfig(**losses.EVERYTHING, aggregation="seq-mean-token-mean")
 
 
 def draw(

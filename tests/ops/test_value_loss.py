@@ -7,6 +7,7 @@ from typing import Any
 import oracles
 import pytest
 import torch
+from losses import AGGREGATIONS
 from numerics import (
     MASKS,
     POISONS,
@@ -22,8 +23,6 @@ from numerics import (
 )
 
 import fgrl
-
-AGGREGATIONS = ("token-mean", "token-sum", "seq-mean-token-sum", "seq-mean-token-mean")
 
 
 def draw(shape: tuple[int, int], dtype: torch.dtype = torch.float64) -> dict[str, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""A PPO trainer around the tiny model, and the prompts and the reward its tests share."""
+"""What the trainers' tests share: a PPO trainer around the tiny model with its prompts and reward; a reward model."""
 
 from __future__ import annotations
 
@@ -71,3 +71,14 @@ def rollout_of() -> Any:
         return rollout, metrics.collect(trainer.accelerator)
 
     return make
+
+
+@pytest.fixture
+def model(tiny_causal_lm: Any) -> Any:
+    """The tiny Llama with a random head: a head of zeros would hide the backbone's gradients."""
+    from fgrl.models import TokenHead, TokenRewardModel
+
+    model = TokenRewardModel.from_backbone(tiny_causal_lm)
+    head = next(module for module in model.modules() if isinstance(module, TokenHead))
+    torch.nn.init.normal_(head.weight)
+    return model

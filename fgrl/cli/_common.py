@@ -1,4 +1,4 @@
-"""What every subcommand shares: usage errors, the YAML configuration file, and progress bars."""
+"""What every subcommand shares: usage errors, the YAML configuration file, columns, and progress bars."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from fgrl.cli._progress import progress
 
-__all__ = ["OptionParser", "UsageError", "add_common_arguments", "apply_config", "progress", "require"]
+__all__ = ["OptionParser", "UsageError", "add_common_arguments", "apply_config", "parse_columns", "progress", "require"]
 
 
 class UsageError(ValueError):
@@ -125,3 +125,14 @@ def _convert_one(path: Path, key: str, value: Any, action: argparse.Action) -> A
     if action.choices is not None and converted not in action.choices:
         raise UsageError(f"{path}: {key} is {value!r}; it must be one of {', '.join(map(str, action.choices))}")
     return converted
+
+
+def parse_columns(options: list[str] | None) -> dict[str, str]:
+    """`["prompt=instruction"]` -> `{"prompt": "instruction"}`."""
+    columns = {}
+    for option in options or []:
+        field, separator, name = option.partition("=")
+        if not separator or not field or not name:
+            raise UsageError(f"--column {option} must be FIELD=NAME, such as prompt=instruction")
+        columns[field] = name
+    return columns

@@ -83,17 +83,6 @@ def build_config(config: type[ConfigT], args: argparse.Namespace, defaults: Mapp
         raise UsageError(" ".join(str(error).split())) from error
 
 
-def parse_columns(options: list[str] | None) -> dict[str, str]:
-    """`["prompt=instruction"]` -> `{"prompt": "instruction"}`."""
-    columns = {}
-    for option in options or []:
-        field, separator, name = option.partition("=")
-        if not separator or not field or not name:
-            raise UsageError(f"--column {option} must be FIELD=NAME, such as prompt=instruction")
-        columns[field] = name
-    return columns
-
-
 def lora_config(rank: int | None) -> Any:
     """A LoRA configuration on all linear layers, or None."""
     if not rank:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from fgrl.cli._common import UsageError, progress, require
+from fgrl.cli._common import UsageError, parse_columns, progress, require
 
 if TYPE_CHECKING:
     from fgrl.data.align_file import AlignReport
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
             tokenizer_name=" ".join(filter(None, (args.tokenizer, args.gguf_file))) or "plain",
             edit_unit=args.edit_unit,
             on_error=args.on_error,
-            columns=_columns(args.column),
+            columns=parse_columns(args.column),
             overwrite=args.overwrite,
             batch_size=args.batch_size,
             watch=watch,
@@ -97,16 +97,6 @@ def _load_tokenizer(name: str, gguf_file: str | None) -> Any:
         return AutoTokenizer.from_pretrained(name, **({"gguf_file": gguf_file} if gguf_file else {}))
     except (OSError, ValueError) as error:
         raise UsageError(f"--tokenizer {name} cannot be loaded: {' '.join(str(error).split())}") from error
-
-
-def _columns(options: list[str] | None) -> dict[str, str]:
-    columns = {}
-    for option in options or []:
-        field, separator, name = option.partition("=")
-        if not separator or not field or not name:
-            raise UsageError(f"--column {option} must be FIELD=NAME, such as prompt=instruction")
-        columns[field] = name
-    return columns
 
 
 def _count_rows(source: str) -> int | None:

@@ -9,9 +9,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from fgrl.cli._common import UsageError, progress, require
+from fgrl.cli._common import UsageError, parse_columns, progress, require
 from fgrl.cli._models import load_reward_model
-from fgrl.cli._training import parse_columns
 
 if TYPE_CHECKING:
     from fgrl.cli._scoring import ResponseReader, ScoredRow, ScoredSide

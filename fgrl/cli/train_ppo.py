@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from fgrl.cli._common import UsageError, require
+from fgrl.cli._common import UsageError, parse_columns, require
 from fgrl.cli._models import load_reward_model, usable
 from fgrl.cli._training import (
     add_run_arguments,
@@ -20,7 +20,6 @@ from fgrl.cli._training import (
     last_checkpoint,
     leave_process_group,
     lora_config,
-    parse_columns,
 )
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import argparse
 import os
 from typing import TYPE_CHECKING, Any
 
-from fgrl.cli._common import require
+from fgrl.cli._common import parse_columns, require
 from fgrl.cli._models import load_reward_model
 from fgrl.cli._training import (
     add_run_arguments,
@@ -15,7 +15,6 @@ from fgrl.cli._training import (
     last_checkpoint,
     leave_process_group,
     lora_config,
-    parse_columns,
 )
 
 if TYPE_CHECKING:

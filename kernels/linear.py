@@ -59,7 +59,6 @@ def _logit_statistics_fwd_kernel(
     vocabulary,
     blocks_a_part,
     logits_stride,
-    HAS_BIAS: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -67,6 +66,7 @@ def _logit_statistics_fwd_kernel(
 
     Each lane keeps the three of its own words; they are put together once, at the end.
     """
+    HAS_BIAS: tl.constexpr = bias_ptr is not None
     row, part = tl.program_id(0), tl.program_id(1)
     place = part * tl.num_programs(0) + row
     plane = tl.num_programs(0) * tl.num_programs(1)
@@ -118,11 +118,11 @@ def _logit_gradient_bwd_kernel(
     vocabulary,
     rows,
     logits_stride,
-    HAS_BIAS: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """e^x (a + b x) + [it is the target] c   with x = z - m, times the derivative of the soft-cap"""
+    HAS_BIAS: tl.constexpr = bias_ptr is not None
     row = tl.program_id(0)
     words = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     offsets = row.to(tl.int64) * logits_stride + words
@@ -171,7 +171,6 @@ def logit_statistics(
             vocabulary,
             blocks_a_part,
             logits.stride(0),
-            HAS_BIAS=bias is not None,
             HAS_SOFTCAP=softcap is not None,
             BLOCK=block,
             num_warps=_WARPS,
@@ -206,7 +205,6 @@ def logit_gradient(
             vocabulary,
             rows,
             logits.stride(0),
-            HAS_BIAS=bias is not None,
             HAS_SOFTCAP=softcap is not None,
             BLOCK=block,
             num_warps=_WARPS,

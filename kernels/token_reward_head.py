@@ -38,10 +38,10 @@ def _load_weights(
     column,
     HEADS: tl.constexpr,
     WIDTH: tl.constexpr,
-    HAS_NORM: tl.constexpr,
     DTYPE: tl.constexpr,
 ):
     """norm_weight * weight of these heads and columns, 0 past the last ones."""
+    HAS_NORM: tl.constexpr = norm_weight_ptr is not None
     inside = (head < HEADS)[:, None] & (column < WIDTH)[None, :]
     weight = tl.load(weight_ptr + head[:, None] * WIDTH + column[None, :], mask=inside, other=0).to(DTYPE)
     if HAS_NORM:
@@ -63,8 +63,6 @@ def _token_reward_head_fwd_kernel(
     HEADS: tl.constexpr,
     WIDTH: tl.constexpr,
     NORM_EPS: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    HAS_NORM: tl.constexpr,
     DTYPE: tl.constexpr,
     DOT_DTYPE: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -72,6 +70,8 @@ def _token_reward_head_fwd_kernel(
     BLOCK_D: tl.constexpr,
 ):
     """z_k = rstd * sum_d h_d * norm_weight_d * w_kd,   r_k = z_k + b_k,   rstd = 1 / sqrt(mean(h^2) + eps)"""
+    HAS_BIAS: tl.constexpr = bias_ptr is not None
+    HAS_NORM: tl.constexpr = norm_weight_ptr is not None
     row = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     head = tl.arange(0, BLOCK_K)
     scores = tl.zeros([BLOCK_N, BLOCK_K], DTYPE)
@@ -80,7 +80,7 @@ def _token_reward_head_fwd_kernel(
         column = start + tl.arange(0, BLOCK_D)
         inside = (row < rows)[:, None] & (column < WIDTH)[None, :]
         hidden = tl.load(hidden_ptr + row[:, None] * hidden_stride + column[None, :], mask=inside, other=0)
-        weight = _load_weights(weight_ptr, norm_weight_ptr, head, column, HEADS, WIDTH, HAS_NORM, DTYPE)
+        weight = _load_weights(weight_ptr, norm_weight_ptr, head, column, HEADS, WIDTH, DTYPE)
         if HAS_NORM:
             squares += tl.sum(hidden.to(DTYPE) * hidden.to(DTYPE), 1)
         if DOT_DTYPE is None:
@@ -116,9 +116,6 @@ def _token_reward_head_bwd_kernel(
     hidden_stride,
     HEADS: tl.constexpr,
     WIDTH: tl.constexpr,
-    HAS_NORM: tl.constexpr,
-    NEEDS_HIDDEN: tl.constexpr,
-    SUMS_HIDDEN: tl.constexpr,
     DTYPE: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -129,11 +126,14 @@ def _token_reward_head_bwd_kernel(
 
     A program keeps its columns, and so needs no sum over a row: `z` and `rstd` are the forward pass's.
     """
+    HAS_NORM: tl.constexpr = norm_weight_ptr is not None
+    NEEDS_HIDDEN: tl.constexpr = hidden_grad_ptr is not None
+    SUMS_HIDDEN: tl.constexpr = moments_ptr is not None
     part = tl.program_id(1)
     head = tl.arange(0, BLOCK_K)
     column = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
     if NEEDS_HIDDEN:
-        weight = _load_weights(weight_ptr, norm_weight_ptr, head, column, HEADS, WIDTH, HAS_NORM, DTYPE)
+        weight = _load_weights(weight_ptr, norm_weight_ptr, head, column, HEADS, WIDTH, DTYPE)
     moments = tl.zeros([BLOCK_K, BLOCK_D], DTYPE)
     grad_sums = tl.zeros([BLOCK_K], DTYPE)
     for start in range(part * BLOCK_N, rows, tl.num_programs(1) * BLOCK_N):
@@ -148,9 +148,8 @@ def _token_reward_head_bwd_kernel(
             rstd = tl.load(rstd_ptr + row, mask=row < rows, other=0)
             scaled *= rstd[:, None]
         if HAS_NORM or SUMS_HIDDEN:
-            hidden = tl.load(hidden_ptr + row[:, None] * hidden_stride + column[None, :], mask=inside, other=0).to(
-                DTYPE
-            )
+            hidden = tl.load(hidden_ptr + row[:, None] * hidden_stride + column[None, :], mask=inside, other=0)
+            hidden = hidden.to(DTYPE)
         if SUMS_HIDDEN:
             moments += tl.sum(scaled[:, :, None] * hidden[:, None, :], 0)
         if NEEDS_HIDDEN:
@@ -179,15 +178,15 @@ def _token_reward_head_weight_bwd_kernel(
     parts,
     HEADS: tl.constexpr,
     WIDTH: tl.constexpr,
-    HAS_NORM: tl.constexpr,
-    NEEDS_WEIGHT: tl.constexpr,
-    NEEDS_BIAS: tl.constexpr,
-    NEEDS_NORM_WEIGHT: tl.constexpr,
     DTYPE: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
     """dw_k = norm_weight * M_k,   db_k = sum of g_k,   dnorm_weight = sum_k w_k * M_k"""
+    HAS_NORM: tl.constexpr = norm_weight_ptr is not None
+    NEEDS_WEIGHT: tl.constexpr = weight_grad_ptr is not None
+    NEEDS_BIAS: tl.constexpr = bias_grad_ptr is not None
+    NEEDS_NORM_WEIGHT: tl.constexpr = norm_weight_grad_ptr is not None
     column = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
     norm_weight_grad = tl.zeros([BLOCK_D], DTYPE)
     for head in range(HEADS):
@@ -250,8 +249,6 @@ def token_reward_head(
             HEADS=heads,
             WIDTH=width,
             NORM_EPS=norm_eps,
-            HAS_BIAS=bias is not None,
-            HAS_NORM=has_norm,
             DTYPE=_TRITON_DTYPES[dtype],
             DOT_DTYPE=dot_dtype,
             BLOCK_N=block_n,
@@ -307,7 +304,7 @@ def token_reward_head_backward(
     parts = min(programs, triton.cdiv(flat.shape[0], block_n))
     moments = torch.empty(parts, heads, width, dtype=dtype, device=hidden.device) if sums_hidden else None
     grad_sums = torch.empty(parts, heads, dtype=dtype, device=hidden.device)
-    shared = {"HEADS": heads, "WIDTH": width, "HAS_NORM": norm_weight is not None, "DTYPE": _TRITON_DTYPES[dtype]}
+    shared = {"HEADS": heads, "WIDTH": width, "DTYPE": _TRITON_DTYPES[dtype]}
     with on_device(hidden):
         _token_reward_head_bwd_kernel[(columns, parts)](
             hidden_grad,
@@ -322,8 +319,6 @@ def token_reward_head_backward(
             flat.shape[0],
             flat.stride(0),
             **shared,
-            NEEDS_HIDDEN=needs_hidden,
-            SUMS_HIDDEN=sums_hidden,
             BLOCK_N=block_n,
             BLOCK_K=block_k,
             BLOCK_D=block_d,
@@ -340,9 +335,6 @@ def token_reward_head_backward(
                 norm_weight,
                 parts,
                 **shared,
-                NEEDS_WEIGHT=needs_weight,
-                NEEDS_BIAS=needs_bias,
-                NEEDS_NORM_WEIGHT=needs_norm_weight,
                 BLOCK_P=_SUM_PARTS,
                 BLOCK_D=_SUM_COLUMNS,
                 num_warps=_WARPS,

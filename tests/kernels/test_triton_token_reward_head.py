@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from heads import DTYPES, draw, eager, results
 from numerics import assert_as_accurate
 from torch import Tensor
 
@@ -17,34 +18,6 @@ pytestmark = pytest.mark.usefixtures("on_triton")
 HEADS = (1, 3, 5, 19, 32)
 # Less than a block, a block (64 columns in the interpreter), one more, and several.
 WIDTHS = (1, 33, 64, 65, 200)
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-
-
-def draw(
-    device: torch.device, rows: int, width: int, heads: int, normed: bool, dtype: torch.dtype
-) -> dict[str, Tensor]:
-    inputs = {
-        "hidden": torch.randn(rows, width),
-        "weight": torch.randn(heads, width) / width**0.5,
-        "bias": torch.randn(heads),
-    }
-    if normed:
-        inputs["norm_weight"] = torch.rand(width) + 0.5
-    return {name: tensor.to(device, dtype) for name, tensor in inputs.items()}
-
-
-def eager(hidden: Tensor, weight: Tensor, bias: Tensor, norm_weight: Tensor | None = None) -> Tensor:
-    """Every step in the dtype of the inputs, as a model would do it."""
-    if norm_weight is not None:
-        hidden = hidden * torch.rsqrt(hidden.square().mean(-1, keepdim=True) + 1e-6) * norm_weight
-    return hidden @ weight.T + bias
-
-
-def results(head: Callable[..., Tensor], inputs: dict[str, Tensor], grad: Tensor) -> list[Tensor]:
-    leaves = {name: tensor.detach().clone().requires_grad_() for name, tensor in inputs.items()}
-    rewards = head(**leaves)
-    rewards.backward(grad.to(rewards))
-    return [rewards.detach(), *(leaf.grad for leaf in leaves.values() if leaf.grad is not None)]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -55,7 +28,7 @@ def test_as_accurate_as_pytorch(heads: int, width: int, normed: bool, dtype: tor
     """37 rows: several blocks, the last of which is not full, and programs of the backward pass with several each."""
     if normed and width == 1:
         pytest.skip("a norm of one element leaves its sign, whose gradient is 0 but for eps")
-    inputs = draw(device, 37, width, heads, normed, dtype)
+    inputs = draw(37, width, heads, normed, dtype, device)
     grad = torch.randn(37, heads, device=device) / 6
     ours = results(fgrl.ops.token_reward_head, inputs, grad)
     plain = results(eager, inputs, grad)
@@ -69,7 +42,7 @@ def test_as_accurate_as_pytorch(heads: int, width: int, normed: bool, dtype: tor
 @pytest.mark.parametrize("heads", [1, 5])
 def test_many_rows_for_each_program(heads: int, device: torch.device) -> None:
     """More blocks of rows than programs, so that a program goes on to a next one."""
-    inputs, grad = draw(device, 700, 20, heads, True, torch.float32), torch.randn(700, heads, device=device) / 50
+    inputs, grad = draw(700, 20, heads, True, torch.float32, device), torch.randn(700, heads, device=device) / 50
     ours = results(fgrl.ops.token_reward_head, inputs, grad)
     plain = results(eager, inputs, grad)
     exact = results(eager, {name: tensor.double() for name, tensor in inputs.items()}, grad)
@@ -92,7 +65,7 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 def test_the_layout_of_hidden_makes_no_difference(
     layout: Callable[[Tensor], Tensor], heads: int, device: torch.device
 ) -> None:
-    inputs, grad = draw(device, 1, 70, heads, True, torch.float32), torch.randn(3, 7, heads, device=device)
+    inputs, grad = draw(1, 70, heads, True, torch.float32, device), torch.randn(3, 7, heads, device=device)
     hidden = layout(torch.randn(3, 7, 70, device=device))
     found: list[list[Tensor]] = []
     for variant in (hidden, hidden.contiguous()):
@@ -107,7 +80,7 @@ def test_the_layout_of_hidden_makes_no_difference(
 
 @pytest.mark.parametrize("heads", [1, 5])
 def test_what_is_not_finite_stays_in_its_row(heads: int, device: torch.device) -> None:
-    inputs = draw(device, 40, 70, heads, True, torch.float32)
+    inputs = draw(40, 70, heads, True, torch.float32, device)
     expected = fgrl.ops.token_reward_head(**inputs)
     inputs["hidden"][11, 3], inputs["hidden"][39, 69] = float("nan"), float("inf")
     rewards = fgrl.ops.token_reward_head(**inputs)
@@ -122,7 +95,7 @@ def test_what_is_not_finite_stays_in_its_row(heads: int, device: torch.device) -
 def test_weights_of_another_dtype_than_hidden(
     heads: int, dtypes: tuple[torch.dtype, torch.dtype], device: torch.device
 ) -> None:
-    inputs, grad = draw(device, 9, 40, heads, False, dtypes[0]), torch.randn(9, heads, device=device)
+    inputs, grad = draw(9, 40, heads, False, dtypes[0], device), torch.randn(9, heads, device=device)
     inputs["weight"] = inputs["weight"].to(dtypes[1])
     ours = results(fgrl.ops.token_reward_head, inputs, grad)
     with fgrl.use_backend("reference"):

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from heads import DTYPES, draw, eager, results
 from numerics import assert_as_accurate
 from torch import Tensor
 
@@ -19,30 +20,6 @@ pytestmark = pytest.mark.skipif(
 
 # Around the widths of vectors (4, 8, 16 lanes, twice as many of 16-bit elements) and of model widths.
 WIDTHS = (1, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 65, 576, 1000)
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-
-
-def draw(rows: int, width: int, heads: int, normed: bool, dtype: torch.dtype) -> dict[str, Tensor]:
-    inputs = {
-        "hidden": torch.randn(rows, width, dtype=dtype),
-        "weight": (torch.randn(heads, width) / width**0.5).to(dtype),
-        "bias": torch.randn(heads, dtype=dtype),
-    }
-    return inputs | {"norm_weight": torch.rand(width, dtype=dtype) + 0.5} if normed else inputs
-
-
-def eager(hidden: Tensor, weight: Tensor, bias: Tensor, norm_weight: Tensor | None = None) -> Tensor:
-    """Every step in the dtype of the inputs, as a model would do it."""
-    if norm_weight is not None:
-        hidden = hidden * torch.rsqrt(hidden.square().mean(-1, keepdim=True) + 1e-6) * norm_weight
-    return hidden @ weight.T + bias
-
-
-def results(head: Callable[..., Tensor], inputs: dict[str, Tensor], grad: Tensor) -> list[Tensor]:
-    leaves = {name: tensor.detach().clone().requires_grad_() for name, tensor in inputs.items()}
-    rewards = head(**leaves)
-    rewards.backward(grad.to(rewards.dtype))
-    return [rewards.detach(), *(leaf.grad for leaf in leaves.values() if leaf.grad is not None)]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

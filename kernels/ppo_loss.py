@@ -22,7 +22,7 @@ from fgrl.kernels._aggregate import (
     token_weights,
 )
 from fgrl.kernels._kl import kl_value
-from fgrl.kernels._launch import Case, flags, on_device
+from fgrl.kernels._launch import Case, flags, flat, on_device
 from fgrl.types import compute_dtype
 
 _STATISTICS = 9
@@ -288,10 +288,7 @@ def ppo_loss(
         for wanted in (grad_logprobs, grad_entropy)
     )
     size, mask = logprobs.numel(), flags(mask)
-    old, ref, entropies, rollout = (
-        None if tensor is None else tensor.reshape(-1)
-        for tensor in (old_logprobs, ref_logprobs, entropy, rollout_logprobs)
-    )
+    old, ref, entropies, rollout = map(flat, (old_logprobs, ref_logprobs, entropy, rollout_logprobs))
     columns = programs(size, logprobs.device)
     partial = torch.empty(_STATISTICS, columns, dtype=torch.float64, device=logprobs.device)
     with on_device(logprobs):
@@ -300,9 +297,9 @@ def ppo_loss(
             logprobs_grad,
             entropy_grad,
             partial,
-            logprobs.reshape(-1),
+            flat(logprobs),
             old,
-            advantages.reshape(-1),
+            flat(advantages),
             mask,
             ref,
             entropies,

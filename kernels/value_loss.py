@@ -20,7 +20,7 @@ from fgrl.kernels._aggregate import (
     store_tokens,
     token_weights,
 )
-from fgrl.kernels._launch import Case, flags, on_device
+from fgrl.kernels._launch import Case, flags, flat, on_device
 from fgrl.types import compute_dtype
 
 _STATISTICS = 6
@@ -175,9 +175,9 @@ def value_loss(
         _value_loss_fwd_kernel[(columns,)](
             values_grad,
             partial,
-            values.reshape(-1),
-            old_values.reshape(-1) if is_clipped else None,
-            returns.reshape(-1),
+            flat(values),
+            flat(old_values) if is_clipped else None,
+            flat(returns),
             mask,
             size=size,
             blocks=triton.cdiv(size, BLOCK),

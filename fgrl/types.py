@@ -97,13 +97,13 @@ class PPOLossConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.clip_low <= 1:
             raise ValueError(f"clip_low is {self.clip_low}; it must be in [0, 1]")
-        if not (self.clip_high >= 0 and math.isfinite(self.clip_high)):
+        if not 0 <= self.clip_high < math.inf:
             raise ValueError(f"clip_high is {self.clip_high}; it must be finite and at least 0")
         if self.dual_clip is not None and not self.dual_clip > 1:
             raise ValueError(f"dual_clip is {self.dual_clip}; it must be greater than 1, or None")
-        if not (self.kl_coef >= 0 and math.isfinite(self.kl_coef)):
+        if not 0 <= self.kl_coef < math.inf:
             raise ValueError(f"kl_coef is {self.kl_coef}; it must be finite and at least 0")
-        if not math.isfinite(self.entropy_coef):
+        if not -math.inf < self.entropy_coef < math.inf:
             raise ValueError(f"entropy_coef is {self.entropy_coef}; it must be finite")
         if self.importance_cap is not None and not self.importance_cap > 0:
             raise ValueError(f"importance_cap is {self.importance_cap}; it must be greater than 0, or None")

@@ -157,13 +157,13 @@ def check_lam(lam: float | Tensor, batch: int, like_name: str, like: Tensor) -> 
 
 def check_positive(name: str, value: float) -> None:
     """`value` must be a finite number greater than 0."""
-    if not (is_number(value) and math.isfinite(value) and value > 0):
+    if not (is_number(value) and 0 < value < math.inf):
         raise ValueError(f"{name} is {value!r}; it must be a finite number greater than 0")
 
 
 def check_finite(name: str, value: float) -> None:
     """`value` must be a finite number."""
-    if not (is_number(value) and math.isfinite(value)):
+    if not (is_number(value) and -math.inf < value < math.inf):
         raise ValueError(f"{name} is {value!r}; it must be a finite number")
 
 

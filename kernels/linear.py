@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fgrl.extension import interprets_kernels
-from fgrl.kernels._launch import Case, multiprocessors, on_device
+from fgrl.kernels._launch import Case, flat, multiprocessors, on_device
 
 _WARPS = 4
 _PROGRAMS_PER_MULTIPROCESSOR = 4
@@ -164,8 +164,8 @@ def logit_statistics(
         _logit_statistics_fwd_kernel[(rows, parts)](
             statistics,
             logits,
-            bias,
-            targets,
+            flat(bias),
+            flat(targets),
             1 / temperature,
             softcap or 1.0,
             vocabulary,
@@ -198,8 +198,8 @@ def logit_gradient(
         _logit_gradient_bwd_kernel[(rows, triton.cdiv(vocabulary, block))](
             out,
             logits,
-            bias,
-            targets,
+            flat(bias),
+            flat(targets),
             slopes,
             1 / temperature,
             softcap or 1.0,

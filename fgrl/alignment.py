@@ -176,8 +176,8 @@ def _concatenate(sequences: Sequence[Any], name: str) -> Tensor:
             raise ValueError(f"{name} holds something that is not a token id ({error})") from None
         return _as_tensor(tokens, name)
     parts = [
-        _as_tensor(s if hasattr(s, "dtype") else torch.tensor(s, dtype=None if len(s) else torch.int64), f"{name}[{i}]")
-        for i, s in enumerate(sequences)
+        _as_tensor(sequence if hasattr(sequence, "dtype") or len(sequence) else _NO_TOKENS, f"{name}[{i}]")
+        for i, sequence in enumerate(sequences)
     ]
     if len({part.dtype for part in parts}) > 1:
         parts = [part.long() for part in parts]

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from numbers import Real
 
 import torch
 from torch import Tensor
 
 from fgrl import extension
 from fgrl.ops._library import LIBRARY
-from fgrl.types import PPOLossConfig
+from fgrl.types import PPOLossConfig, is_number
 
 LIBRARY.define("is_binary(Tensor values) -> bool")
 _READ_BY_CPP = (
@@ -133,11 +132,6 @@ def check_per_sequence(name: str, tensor: Tensor | None, batch: int, like_name: 
     if tensor.shape != (batch,):
         raise ValueError(f"{name} has shape {list(tensor.shape)}; it must be [{batch}], one entry a sequence")
     check_device(name, tensor, like_name, like)
-
-
-def is_number(value: object) -> bool:
-    """Whether `value` is a real number of Python or NumPy. A bool is not one: where it stands for one, it is a slip."""
-    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def check_unit_interval(name: str, value: float) -> None:

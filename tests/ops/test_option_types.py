@@ -1,0 +1,37 @@
+"""An option or a sequence of the wrong type is named, such as the text that YAML makes of 1e-3."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import fgrl
+from fgrl.ops import PPOLossConfig
+
+
+@pytest.mark.parametrize("value", ["1e-3", True, torch.tensor(0.5), [0.5]], ids=["text", "bool", "tensor", "list"])
+@pytest.mark.parametrize("name", ["clip_low", "clip_high", "dual_clip", "kl_coef", "entropy_coef", "importance_cap"])
+def test_coefficients_are_numbers(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"^{name} is .*; it must be a .*number") as raised:
+        PPOLossConfig(**{name: value})
+    assert repr(value) in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["clip_low", "clip_high", "kl_coef", "entropy_coef"])
+def test_only_bounds_can_be_none(name: str) -> None:
+    with pytest.raises(ValueError, match=f"^{name} is None; it must be"):
+        PPOLossConfig(**{name: None})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("threads", ["2", 1.5], ids=repr)
+def test_num_threads_is_a_whole_number(threads: Any) -> None:
+    with pytest.raises(ValueError, match=f"^num_threads is {threads!r}; it must be at least 1 and a whole number"):
+        fgrl.align_edits([[1]], [[1]], num_threads=threads)
+
+
+@pytest.mark.parametrize("sequence", ["text", {1, 2}], ids=["text", "set"])
+def test_what_is_no_sequence_of_token_ids_is_named(sequence: Any) -> None:
+    with pytest.raises(ValueError, match=r"^original\[1\] is no tensor or array of token ids"):
+        fgrl.align_edits([[1], sequence], [[1], [1]])

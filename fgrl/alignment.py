@@ -188,6 +188,10 @@ def _as_tensor(values: Any, name: str, dtypes: tuple[torch.dtype, ...] = (torch.
     """`values`, a tensor or NumPy array, as a contiguous 1-D CPU tensor of one of `dtypes`, by default the last."""
     if type(values) is Tensor and values.dtype in dtypes and values.is_cpu and values.dim() == 1:
         return values.contiguous()
+    flags = getattr(values, "flags", None)
+    if flags is not None and not (flags.c_contiguous and flags.writeable):
+        # PyTorch refuses arrays that run backwards, and warns of read-only ones, such as Arrow's.
+        values = values.copy()
     try:
         tensor: Tensor = torch.as_tensor(values)
     except (TypeError, ValueError, RuntimeError) as error:

@@ -47,7 +47,7 @@ def align_edits(original: Any, edited: Any, *, num_threads: int | None = None) -
     Args:
         original: B token-id sequences: a list of lists, NumPy arrays or 1-D tensors; or a tuple `(tokens, cu_seqlens)`
             of 1-D tensors or arrays, `tokens [N]` and `cu_seqlens [B + 1]`, which is not copied when `tokens` is
-            int32 or int64.
+            int32 or int64 and, for an array, writable.
         edited: B token-id sequences, in any of these forms.
         num_threads: threads over the pairs, at most torch's own number; None takes `torch.get_num_threads()`.
 

@@ -1,9 +1,10 @@
-"""An option or a sequence of the wrong type is named, such as the text that YAML makes of 1e-3."""
+"""Types of arguments: wrong ones are named, such as the text that YAML makes of 1e-3, and unusual arrays are read."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -35,3 +36,14 @@ def test_num_threads_is_a_whole_number(threads: Any) -> None:
 def test_what_is_no_sequence_of_token_ids_is_named(sequence: Any) -> None:
     with pytest.raises(ValueError, match=r"^original\[1\] is no tensor or array of token ids"):
         fgrl.align_edits([[1], sequence], [[1], [1]])
+
+
+@pytest.mark.filterwarnings("error")
+def test_arrays_that_pytorch_does_not_take_as_they_are() -> None:
+    """Read-only, as those of Arrow's columns are, and backwards."""
+    tokens = np.arange(5)
+    tokens.flags.writeable = False
+    bounds = np.array([0, 2, 5])
+    bounds.flags.writeable = False
+    assert fgrl.align_edits([tokens], [tokens[::-1]]).distance.tolist() == [4]
+    assert fgrl.align_edits((tokens, bounds), (tokens[::-1], bounds)).distance.tolist() == [2, 2]

@@ -1,4 +1,4 @@
-"""Types of arguments: wrong ones are named, such as the text that YAML makes of 1e-3, and unusual arrays are read."""
+"""Arguments one does not expect: wrong types and empty heads are named, and unusual arrays are read."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from fgrl.ops import PPOLossConfig
 @pytest.mark.parametrize("value", ["1e-3", True, torch.tensor(0.5), [0.5]], ids=["text", "bool", "tensor", "list"])
 @pytest.mark.parametrize("name", ["clip_low", "clip_high", "dual_clip", "kl_coef", "entropy_coef", "importance_cap"])
 def test_coefficients_are_numbers(name: str, value: Any) -> None:
+    """YAML makes text of 1e-3."""
     with pytest.raises(ValueError, match=f"^{name} is .*; it must be a .*number") as raised:
         PPOLossConfig(**{name: value})
     assert repr(value) in str(raised.value)
@@ -36,6 +37,12 @@ def test_num_threads_is_a_whole_number(threads: Any) -> None:
 def test_what_is_no_sequence_of_token_ids_is_named(sequence: Any) -> None:
     with pytest.raises(ValueError, match=r"^original\[1\] is no tensor or array of token ids"):
         fgrl.align_edits([[1], sequence], [[1], [1]])
+
+
+@pytest.mark.parametrize(("words", "width"), [(0, 3), (4, 0)], ids=["no words", "no columns"])
+def test_a_head_that_is_empty_is_named(words: int, width: int) -> None:
+    with pytest.raises(ValueError, match=rf"^weight has shape \[{words}, {width}\]; it must have at least one word"):
+        fgrl.ops.linear_logprobs(torch.zeros(0, width), torch.zeros(words, width), torch.zeros(0, dtype=torch.long))
 
 
 @pytest.mark.filterwarnings("error")

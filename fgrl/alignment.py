@@ -176,8 +176,8 @@ def _concatenate(sequences: Sequence[Any], name: str) -> Tensor:
             raise ValueError(f"{name} holds something that is not a token id ({error})") from None
         return _as_tensor(tokens, name)
     parts = [
-        _as_tensor(s if hasattr(s, "dtype") else torch.tensor(s, dtype=None if len(s) else torch.int64), f"{name}[{i}]")
-        for i, s in enumerate(sequences)
+        _as_tensor(sequence if hasattr(sequence, "dtype") or len(sequence) else _NO_TOKENS, f"{name}[{i}]")
+        for i, sequence in enumerate(sequences)
     ]
     if len({part.dtype for part in parts}) > 1:
         parts = [part.long() for part in parts]
@@ -188,6 +188,10 @@ def _as_tensor(values: Any, name: str, dtypes: tuple[torch.dtype, ...] = (torch.
     """`values`, a tensor or NumPy array, as a contiguous 1-D CPU tensor of one of `dtypes`, by default the last."""
     if type(values) is Tensor and values.dtype in dtypes and values.is_cpu and values.dim() == 1:
         return values.contiguous()
+    flags = getattr(values, "flags", None)
+    if flags is not None and not (flags.c_contiguous and flags.writeable):
+        # PyTorch refuses arrays that run backwards, and warns of read-only ones, such as Arrow's.
+        values = values.copy()
     try:
         tensor: Tensor = torch.as_tensor(values)
     except (TypeError, ValueError, RuntimeError) as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -95,24 +96,29 @@ class PPOLossConfig:
     aggregation: Aggregation = "token-mean"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.clip_low <= 1:
-            raise ValueError(f"clip_low is {self.clip_low}; it must be in [0, 1]")
-        if not (self.clip_high >= 0 and math.isfinite(self.clip_high)):
-            raise ValueError(f"clip_high is {self.clip_high}; it must be finite and at least 0")
-        if self.dual_clip is not None and not self.dual_clip > 1:
-            raise ValueError(f"dual_clip is {self.dual_clip}; it must be greater than 1, or None")
-        if not (self.kl_coef >= 0 and math.isfinite(self.kl_coef)):
-            raise ValueError(f"kl_coef is {self.kl_coef}; it must be finite and at least 0")
-        if not math.isfinite(self.entropy_coef):
-            raise ValueError(f"entropy_coef is {self.entropy_coef}; it must be finite")
-        if self.importance_cap is not None and not self.importance_cap > 0:
-            raise ValueError(f"importance_cap is {self.importance_cap}; it must be greater than 0, or None")
+        if not (is_number(self.clip_low) and 0 <= self.clip_low <= 1):
+            raise ValueError(f"clip_low is {self.clip_low!r}; it must be a number in [0, 1]")
+        if not (is_number(self.clip_high) and 0 <= self.clip_high < math.inf):
+            raise ValueError(f"clip_high is {self.clip_high!r}; it must be a finite number of at least 0")
+        if self.dual_clip is not None and not (is_number(self.dual_clip) and self.dual_clip > 1):
+            raise ValueError(f"dual_clip is {self.dual_clip!r}; it must be a number greater than 1, or None")
+        if not (is_number(self.kl_coef) and 0 <= self.kl_coef < math.inf):
+            raise ValueError(f"kl_coef is {self.kl_coef!r}; it must be a finite number of at least 0")
+        if not (is_number(self.entropy_coef) and -math.inf < self.entropy_coef < math.inf):
+            raise ValueError(f"entropy_coef is {self.entropy_coef!r}; it must be a finite number")
+        if self.importance_cap is not None and not (is_number(self.importance_cap) and self.importance_cap > 0):
+            raise ValueError(f"importance_cap is {self.importance_cap!r}; it must be a number greater than 0, or None")
         for name, options in (
             ("kl_estimator", get_args(KLEstimator)),
             ("aggregation", get_args(Aggregation)),
         ):
             if getattr(self, name) not in options:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(options)}")
+
+
+def is_number(value: object) -> bool:
+    """Whether `value` is a real number of Python or NumPy. A bool is not one: where it stands for one, it is a slip."""
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def compute_dtype(*tensors: Tensor | None) -> torch.dtype:

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from numbers import Real
 
 import torch
 from torch import Tensor
 
 from fgrl import extension
 from fgrl.ops._library import LIBRARY
-from fgrl.types import PPOLossConfig
+from fgrl.types import PPOLossConfig, is_number
 
 LIBRARY.define("is_binary(Tensor values) -> bool")
 _READ_BY_CPP = (
@@ -135,11 +134,6 @@ def check_per_sequence(name: str, tensor: Tensor | None, batch: int, like_name: 
     check_device(name, tensor, like_name, like)
 
 
-def is_number(value: object) -> bool:
-    """Whether `value` is a real number of Python or NumPy. A bool is not one: where it stands for one, it is a slip."""
-    return isinstance(value, Real) and not isinstance(value, bool)
-
-
 def check_unit_interval(name: str, value: float) -> None:
     """`value` must be a number in [0, 1]."""
     if not is_number(value) or not 0 <= value <= 1:
@@ -157,13 +151,13 @@ def check_lam(lam: float | Tensor, batch: int, like_name: str, like: Tensor) -> 
 
 def check_positive(name: str, value: float) -> None:
     """`value` must be a finite number greater than 0."""
-    if not (is_number(value) and math.isfinite(value) and value > 0):
+    if not (is_number(value) and 0 < value < math.inf):
         raise ValueError(f"{name} is {value!r}; it must be a finite number greater than 0")
 
 
 def check_finite(name: str, value: float) -> None:
     """`value` must be a finite number."""
-    if not (is_number(value) and math.isfinite(value)):
+    if not (is_number(value) and -math.inf < value < math.inf):
         raise ValueError(f"{name} is {value!r}; it must be a finite number")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -46,7 +47,7 @@ def align_edits(original: Any, edited: Any, *, num_threads: int | None = None) -
     Args:
         original: B token-id sequences: a list of lists, NumPy arrays or 1-D tensors; or a tuple `(tokens, cu_seqlens)`
             of 1-D tensors or arrays, `tokens [N]` and `cu_seqlens [B + 1]`, which is not copied when `tokens` is
-            int32 or int64.
+            int32 or int64 and, for an array, writable.
         edited: B token-id sequences, in any of these forms.
         num_threads: threads over the pairs, at most torch's own number; None takes `torch.get_num_threads()`.
 
@@ -63,8 +64,8 @@ def align_edits(original: Any, edited: Any, *, num_threads: int | None = None) -
         >>> alignment.distance, alignment.original_ops
         (tensor([2]), tensor([0, 1, 2, 0], dtype=torch.uint8))
     """
-    if num_threads is not None and num_threads < 1:
-        raise ValueError(f"num_threads is {num_threads}; it must be at least 1, or None")
+    if num_threads is not None and not (isinstance(num_threads, Integral) and num_threads >= 1):
+        raise ValueError(f"num_threads is {num_threads!r}; it must be at least 1 and a whole number, or None")
     implementation = backend.resolve("align_edits", _CPU)
     if implementation == "cpp" and _is_packed(original) and _is_packed(edited):
         with suppress(RuntimeError):  # the op checks everything, fast; what it refuses is looked into below

@@ -47,8 +47,8 @@ def edit_preference_loss(
         chosen_mask: `[B, T1]`, bool or 0/1: response tokens. Default: all. Edits outside it do not count.
         rejected_mask: `[B, T0]`, likewise.
         reduction: "sum" or "mean" over the edited tokens of a side; an empty set gives 0 either way.
-        unchanged_weight: weight of the mean squared reward of the kept tokens of both sides, at least 0. It pins kept
-            tokens near 0, which makes the rewards usable as they are in PPO.
+        unchanged_weight: weight of a pair's mean squared reward over the kept tokens of both sides, at least 0. It pins
+            kept tokens near 0, which makes the rewards usable as they are in PPO.
         margin: how far the chosen score has to be ahead.
 
     Returns:

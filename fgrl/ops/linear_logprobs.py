@@ -116,6 +116,8 @@ def check_linear_inputs(
     _checks.check_float("weight", weight)
     if weight.ndim != 2 or weight.shape[1] != hidden.shape[-1]:
         raise ValueError(f"weight has shape {list(weight.shape)}; it must be [V, {hidden.shape[-1]}] like hidden")
+    if weight.numel() == 0:
+        raise ValueError(f"weight has shape {list(weight.shape)}; it must have at least one word and one column")
     _checks.check_device("weight", weight, "hidden", hidden)
     _checks.check_shape("targets", targets, hidden.shape[:-1], "hidden without its last dimension")
     if targets.dtype not in (torch.int32, torch.int64):

@@ -71,8 +71,8 @@ def ppo_loss(
     Returns:
         `PPOLoss(loss, stats)`: a 0-d loss, and 0-d tensors on the same device. `policy_loss`, `kl` and `entropy` are
         the three parts before their coefficients, aggregated like the loss; `clip_fraction`, `clip_fraction_lower`
-        (dual clip), `approx_kl` (mean of `old - logp`), `ratio_mean` and `ratio_max` are over the local valid tokens,
-        `tokens` their number. A fully masked batch gives loss 0 and zero gradients.
+        (dual clip), `approx_kl` (mean of `old - logp`, clamped as in the ratio), `ratio_mean` and `ratio_max` are over
+        the local valid tokens, `tokens` their number. A fully masked batch gives loss 0 and zero gradients.
 
     Raises:
         ValueError: a shape, dtype, device or value that does not fit, in one sentence that names the argument.

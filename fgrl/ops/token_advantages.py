@@ -12,7 +12,7 @@ from torch import Tensor
 from fgrl import backend
 from fgrl.ops import _checks
 from fgrl.ops._library import KL_ESTIMATORS, LIBRARY, differentiate_through, launch_with_triton
-from fgrl.types import KLEstimator, TokenAdvantages, compute_dtype
+from fgrl.types import KLEstimator, TokenAdvantages, compute_dtype, is_number
 
 LIBRARY.define(
     "token_advantages(Tensor? token_rewards, Tensor values, Tensor? logprobs, Tensor? ref_logprobs, Tensor? mask, "
@@ -123,10 +123,10 @@ def token_advantages(
 
 def _check_reward_clip(reward_clip: float | Sequence[float] | None) -> None:
     if isinstance(reward_clip, Sequence):
-        is_pair = len(reward_clip) == 2 and all(map(_checks.is_number, reward_clip))
+        is_pair = len(reward_clip) == 2 and all(map(is_number, reward_clip))
         if not is_pair or not reward_clip[0] <= reward_clip[1]:
             raise ValueError(f"reward_clip is {reward_clip}; a pair must be (low, high) with low <= high")
-    elif reward_clip is not None and not (_checks.is_number(reward_clip) and reward_clip > 0):
+    elif reward_clip is not None and not (is_number(reward_clip) and reward_clip > 0):
         raise ValueError(f"reward_clip is {reward_clip!r}; it must be greater than 0, or a pair (low, high)")
 
 

@@ -94,7 +94,9 @@ def token_reward_head(
         run = backend.reference("token_reward_head", hidden.device)
         return run(hidden, weight, bias, norm_weight=norm_weight, norm_eps=norm_eps)
     weights: Sequence[Tensor] = (weight,) if weight.ndim == 1 else weight.split(MAX_HEADS)
-    biases: Sequence[Tensor | None] = (bias,) if len(weights) == 1 or bias is None else bias.split(MAX_HEADS)
+    biases: Sequence[Tensor | None] = (bias,) * len(weights)
+    if bias is not None and len(weights) > 1:
+        biases = bias.split(MAX_HEADS)
     groups = [
         torch.ops.fgrl.token_reward_head(hidden, group, group_bias, norm_weight, float(norm_eps))[0]
         for group, group_bias in zip(weights, biases, strict=True)

@@ -106,6 +106,23 @@ def test_same_bits_twice_with_masks_of_every_dtype_and_strided_inputs(dtype: tor
         assert torch.equal(again[name], tensor), name
 
 
+@pytest.mark.parametrize("shape", [(70,), (5, 14)], ids=str)
+@pytest.mark.parametrize("name", ["ppo_loss", "value_loss"])
+def test_inputs_that_flatten_without_a_copy_and_stay_strided(
+    name: str, shape: tuple[int, ...], device: torch.device
+) -> None:
+    """Such as one of the two outputs of a value head, or a number expanded to all tokens."""
+    op = getattr(fgrl.ops, name)
+    inputs = losses.draw_ppo(shape) if name == "ppo_loss" else losses.draw_value(shape)
+    inputs = {key: tensor.to(device) for key, tensor in inputs.items()}
+    for key, tensor in inputs.items():
+        pair = torch.stack([tensor, torch.full_like(tensor, float("nan"))], -1)
+        for strided in (pair[..., 0], tensor.new_tensor(-0.5).expand(shape)):
+            (loss, stats), expected = op(**{**inputs, key: strided}), op(**{**inputs, key: strided.contiguous()})
+            assert torch.equal(loss, expected.loss), key
+            assert stats == expected.stats, key
+
+
 @pytest.mark.parametrize("name", ["logprobs", "old_logprobs"])
 def test_a_nan_at_a_valid_token_reaches_the_greatest_ratio(name: str, device: torch.device) -> None:
     inputs = {key: tensor.to(device) for key, tensor in losses.draw_ppo((1, 3 * BLOCK)).items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import oracles
@@ -269,10 +270,16 @@ def test_masks_of_every_dtype(dtype: torch.dtype) -> None:
 
 
 def test_strided_inputs() -> None:
-    inputs = draw(5, 14, 26)
-    hidden, weight = inputs["hidden"][:, ::2], inputs["weight"][::2, ::2]
-    targets = inputs["targets"] % 13
-    torch.testing.assert_close(
-        fgrl.ops.linear_logprobs(hidden, weight, targets),
-        fgrl.ops.linear_logprobs(hidden.contiguous(), weight.contiguous(), targets),
-    )
+    """Hidden states, head, targets and bias: these two reach kernels that take them as they are."""
+    inputs = draw(10, 14, 26)
+    hidden, weight, targets = inputs["hidden"][::2, ::2], inputs["weight"][::2, ::2], inputs["targets"][::2]
+    bias, slope = torch.randn(26)[::2], torch.randn(5)
+
+    def results(layout: Callable[[torch.Tensor], torch.Tensor]) -> list[torch.Tensor]:
+        leaves = [tensor.detach().requires_grad_() for tensor in map(layout, (hidden, weight, bias))]
+        logprobs = fgrl.ops.linear_logprobs(leaves[0], leaves[1], layout(targets), bias=leaves[2])
+        return [logprobs, *torch.autograd.grad(logprobs, leaves, slope.to(logprobs.dtype))]
+
+    targets.remainder_(13)
+    for strided, dense in zip(results(lambda tensor: tensor), results(torch.Tensor.contiguous), strict=True):
+        torch.testing.assert_close(strided, dense)

@@ -128,11 +128,9 @@ def test_only_gradients_that_are_needed(frozen: tuple[str, ...], normed: bool) -
             assert torch.equal(found, expected)
 
 
-@pytest.mark.parametrize("normed", [False, True], ids=["plain", "RMSNorm"])
-def test_more_heads_than_one_call_takes(normed: bool) -> None:
-    inputs = draw((5,), 20, 70)
-    if not normed:
-        del inputs["norm_weight"]
+@pytest.mark.parametrize("optional", [(), ("bias",), ("bias", "norm_weight")], ids=str)
+def test_more_heads_than_one_call_takes(optional: tuple[str, ...]) -> None:
+    inputs = {name: tensor for name, tensor in draw((5,), 20, 70).items() if name in ("hidden", "weight", *optional)}
     outputs, slopes = gradients(lambda **leaves: fgrl.ops.token_reward_head(**leaves).sin().sum(), inputs)
     with fgrl.use_backend("reference"):
         expected, expected_slopes = gradients(lambda **leaves: fgrl.ops.token_reward_head(**leaves).sin().sum(), inputs)

@@ -1,16 +1,22 @@
-// out = a b, or out += a b, for matrices with any strides. Torch-free.
+// out = a b, or out += a b, for matrices of float or BFloat16 with any strides and `out` of float. Torch-free.
 //
-// For the processors of which MKL, PyTorch's product, uses half of what they can do: it looks for its own maker's. The
+// Of float for the processors of which MKL, PyTorch's product, uses half of what they can do: it looks for its own
+// maker's. Of BFloat16 for those with AVX512_BF16, because PyTorch's product rounds what it returns to BFloat16. The
 // method is the usual one (Goto and van de Geijn, ACM TOMS 34, 2008): blocks of a and b are copied into the order in
-// which a kernel reads them, which keeps a tile of the result in registers. Sums are in blocks of DEPTH products, which
+// which a kernel reads them, which keeps a tile of the result in registers. Sums are in blocks of DEPTH words, which
 // makes them as accurate as MKL's; nothing depends on the number of threads.
+//
+// vdpbf16ps adds the products of two pairs to a float, rounding to nearest, and takes subnormal numbers for 0.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <vector>
 
+#include "cpu.h"
+#include "half.h"
 #include "vector.h"
 
 namespace fgrl {
@@ -26,9 +32,13 @@ struct Matrix {
   }
 };
 
-template <typename T>
+// What a lane multiplies at a time: an element, or two of BFloat16 that are summed.
+template <typename E>
+using Word = std::conditional_t<std::is_same_v<E, BFloat16>, uint32_t, E>;
+
+template <typename E>
 struct MatmulScratch {
-  std::vector<T> a, b;
+  std::vector<Word<E>> a, b;
 };
 
 // Blocks of the result, one a task.
@@ -55,11 +65,36 @@ struct MatmulBlocks {
 #define FGRL_KERNEL_FILE "matmul.inc"
 #include "for_each_isa.inc"
 
-// One block of `out`, whose columns lie next to each other.
-template <typename T>
-void multiply_block(const Matrix<const T>& a, const Matrix<const T>& b, const Matrix<T>& out, bool add,
-                    MatmulScratch<T>& scratch) {
-  FGRL_DISPATCH(multiply_block, T)(a, b, out, add, scratch);
+#ifdef FGRL_X86
+FGRL_TARGET("avx512f,avx512dq,avx512bw,avx512vl,avx512bf16,fma,prefer-vector-width=512")
+namespace avx512_bf16 {
+constexpr int BYTES = 64;
+#include "matmul.inc"
+}  // namespace avx512_bf16
+FGRL_TARGET_END
+#endif
+
+// Whether there is a product of BFloat16.
+inline bool multiplies_bf16() {
+#ifdef FGRL_X86
+  static const bool has_bf16 = __builtin_cpu_supports("avx512bf16");
+  return has_bf16 && isa() == Isa::AVX512;
+#else
+  return false;
+#endif
+}
+
+// One block of `out`, whose columns lie next to each other. Of BFloat16 only where `multiplies_bf16()`.
+template <typename E>
+void multiply_block(const Matrix<const E>& a, const Matrix<const E>& b, const Matrix<float>& out, bool add,
+                    MatmulScratch<E>& scratch) {
+  if constexpr (std::is_same_v<E, BFloat16>) {
+#ifdef FGRL_X86
+    avx512_bf16::multiply_block<E>(a, b, out, add, scratch);
+#endif
+  } else {
+    FGRL_DISPATCH(multiply_block, E)(a, b, out, add, scratch);
+  }
 }
 
 }  // namespace fgrl

@@ -136,9 +136,8 @@ class LinearRows:
 
     @property
     def _bytes_a_logit(self) -> int:
-        """A logit, and where the next products take a shorter format, its gradient."""
-        shorter = self.head.operands.itemsize if self.head.operands != self.head.dtype else 0
-        return self.head.dtype.itemsize + shorter
+        """A logit, and its gradient where that does not take its place."""
+        return self.head.dtype.itemsize + (0 if self.head.overwrites else self.head.operands.itemsize)
 
     def statistics(self, chunk: Chunk) -> tuple[Tensor, Statistics]:
         """Log-probabilities `[R]` of the targets, and the statistics they come from."""
@@ -196,7 +195,8 @@ class Gradients:
         rows = self._rows
         slopes, out = statistics.slopes(logprobs, entropy, rows.temperature), chunk.logits
         if rows.head.operands != out.dtype:
-            out = out.new_empty(out.shape[0], out.stride(0), dtype=rows.head.operands)[:, : out.shape[1]]
+            own = out if rows.head.overwrites else out.new_empty(out.shape[0], out.stride(0), dtype=rows.head.operands)
+            out = own.view(rows.head.operands)[:, : out.shape[1]]
         torch.ops.fgrl.logit_gradient(
             chunk.logits, rows.bias, chunk.targets, slopes, rows.temperature, rows.softcap, out
         )

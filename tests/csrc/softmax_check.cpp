@@ -26,7 +26,7 @@ static void check(int64_t size, bool has_bias, double softcap, std::mt19937& ran
   const T* const biases = has_bias ? bias.data() : nullptr;
   const auto found = fgrl::row_statistics<T>(logits.data(), biases, size, target, scale);
   const fgrl::RowSlopes<T> slopes{found.max, T(-0.3), T(0.2), T(0.7)};
-  fgrl::row_gradient<T>(logits.data(), biases, size, target, scale, slopes, gradient.data());
+  fgrl::row_gradient(logits.data(), biases, size, target, scale, slopes, gradient.data());
 
   const double tolerance = sizeof(T) == 4 ? 2e-6 : 1e-14;
   std::vector<long double> z(size), cap(size, 1);

@@ -43,8 +43,8 @@ struct MatmulScratch {
 
 // Blocks of the result, one a task.
 struct MatmulBlocks {
-  static constexpr int64_t DEPTH = 192;
-  int64_t height = 256, width = 768;
+  static constexpr int64_t DEPTH = 288;
+  int64_t height = 512, width = 768;
   int64_t down, across;
 
   MatmulBlocks(int64_t rows, int64_t columns, int64_t threads) {

@@ -20,7 +20,7 @@ from fgrl.types import compute_dtype
 LIBRARY.define("matmul(Tensor a, Tensor b, bool add, Tensor(a!) out) -> ()")
 LIBRARY.define("prefers_matmul(ScalarType dtype) -> bool")
 
-_BLOCK = 4096  # words of the head that are converted at a time
+_BLOCK = 4096  # words of the head, or of its gradient, that are converted at a time
 
 
 class Head:
@@ -57,8 +57,14 @@ class Head:
         return result
 
     def weight_gradient(self, slopes: Tensor, hidden: Tensor, out: Tensor, *, add: bool) -> None:
-        """`out [V, D] = slopes [R, V].T @ hidden [R, D]`, or `+=`."""
-        (multiply_add if add else multiply)(slopes.T, hidden, out)
+        """`out [V, D] = slopes [R, V].T @ hidden [R, D]`, or `+=`; rounded once where `out` is of a shorter dtype."""
+        if out.dtype == self.dtype:
+            return (multiply_add if add else multiply)(slopes.T, hidden, out)
+        for start in range(0, out.shape[0], _BLOCK):
+            words = slice(start, start + _BLOCK)
+            block = out.new_empty(out[words].shape, dtype=self.dtype)
+            multiply(slopes[:, words].T, hidden, block)
+            out[words] = block
 
     def _blocks(self) -> Iterator[tuple[slice, Tensor]]:
         for start in range(0, self.weight.shape[0], self._block):

@@ -3,8 +3,7 @@
 // Of float for the processors of which MKL, PyTorch's product, uses half of what they can do: it looks for its own
 // maker's. Of BFloat16 for those with AVX512_BF16, because PyTorch's product rounds what it returns to BFloat16. The
 // method is the usual one (Goto and van de Geijn, ACM TOMS 34, 2008): blocks of a and b are copied into the order in
-// which a kernel reads them, which keeps a tile of the result in registers. Sums are in blocks of DEPTH words, which
-// makes them as accurate as MKL's; nothing depends on the number of threads.
+// which a kernel reads them, which keeps a tile of the result in registers. Nothing depends on the number of threads.
 //
 // vdpbf16ps adds the products of two pairs to a float, rounding to nearest, and takes subnormal numbers for 0.
 #pragma once
@@ -36,6 +35,10 @@ struct Matrix {
 template <typename E>
 using Word = std::conditional_t<std::is_same_v<E, BFloat16>, uint32_t, E>;
 
+// How many are summed before the sum is added to the result: of float as few as make it as accurate as MKL's.
+template <typename E>
+constexpr int64_t DEPTH_WORDS = std::is_same_v<E, BFloat16> ? 288 : 192;
+
 template <typename E>
 struct MatmulScratch {
   std::vector<Word<E>> a, b;
@@ -43,7 +46,6 @@ struct MatmulScratch {
 
 // Blocks of the result, one a task.
 struct MatmulBlocks {
-  static constexpr int64_t DEPTH = 288;
   int64_t height = 512, width = 768;
   int64_t down, across;
 

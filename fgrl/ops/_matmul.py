@@ -59,7 +59,8 @@ class Head:
     def weight_gradient(self, slopes: Tensor, hidden: Tensor, out: Tensor, *, add: bool) -> None:
         """`out [V, D] = slopes [R, V].T @ hidden [R, D]`, or `+=`; rounded once where `out` is of a shorter dtype."""
         if out.dtype == self.dtype:
-            return (multiply_add if add else multiply)(slopes.T, hidden, out)
+            (multiply_add if add else multiply)(slopes.T, hidden, out)
+            return
         for start in range(0, out.shape[0], _BLOCK):
             words = slice(start, start + _BLOCK)
             block = out.new_empty(out[words].shape, dtype=self.dtype)

@@ -17,8 +17,8 @@ NEEDS_BF16 = pytest.mark.skipif(not HAS_BF16, reason="this processor has no AVX5
 DTYPES = [torch.float32, pytest.param(torch.bfloat16, marks=NEEDS_BF16)]
 
 # Rows, depth, columns: one number; below a tile of 8 x 48; tiles and one more; more rows than are packed side by side;
-# around the depth of a block, 288 words, and several; more rows or columns than a block of 512 x 768.
-SIZES = [(1, 1, 1), (3, 5, 7), (8, 2, 48), (9, 3, 49), (33, 31, 64), (16, 288, 96), (17, 575, 97), (20, 1153, 50)]
+# around the depth of a block, 192 numbers or 288 pairs, and several; more rows or columns than a block of 512 x 768.
+SIZES = [(1, 1, 1), (3, 5, 7), (8, 2, 48), (9, 3, 49), (33, 31, 64), (16, 193, 96), (17, 575, 97), (20, 1153, 50)]
 SIZES += [(16, 577, 96), (515, 33, 20), (5, 6, 801)]
 
 

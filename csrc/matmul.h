@@ -1,4 +1,4 @@
-// out = a b, or out += a b, for matrices of float or BFloat16 with any strides and `out` of float. Torch-free.
+// out = a b, or out += a b, for matrices of float or BFloat16 with any strides, summed in float. Torch-free.
 //
 // Of float for the processors of which MKL, PyTorch's product, uses half of what they can do: it looks for its own
 // maker's. Of BFloat16 for those with AVX512_BF16, because PyTorch's product rounds what it returns to BFloat16. The
@@ -42,6 +42,7 @@ constexpr int64_t DEPTH_WORDS = std::is_same_v<E, BFloat16> ? 288 : 192;
 template <typename E>
 struct MatmulScratch {
   std::vector<Word<E>> a, b;
+  std::vector<float> sums;
 };
 
 // Blocks of the result, one a task.
@@ -86,17 +87,24 @@ inline bool multiplies_bf16() {
 #endif
 }
 
-// One block of `out`, whose columns lie next to each other. Of BFloat16 only where `multiplies_bf16()`.
-template <typename E>
-void multiply_block(const Matrix<const E>& a, const Matrix<const E>& b, const Matrix<float>& out, bool add,
-                    MatmulScratch<E>& scratch) {
-  if constexpr (std::is_same_v<E, BFloat16>) {
+// One block of `out`, whose columns lie next to each other.
+inline void multiply_block(const Matrix<const float>& a, const Matrix<const float>& b, const Matrix<float>& out,
+                           bool add, MatmulScratch<float>& scratch) {
+  FGRL_DISPATCH(multiply_block, float)(a, b, out, add, scratch);
+}
+
+// Of BFloat16, where `multiplies_bf16()`; into float, or rounded to BFloat16 and then not added.
+template <typename Out>
+void multiply_block([[maybe_unused]] const Matrix<const BFloat16>& a, [[maybe_unused]] const Matrix<const BFloat16>& b,
+                    [[maybe_unused]] const Matrix<Out>& out, [[maybe_unused]] bool add,
+                    [[maybe_unused]] MatmulScratch<BFloat16>& scratch) {
 #ifdef FGRL_X86
-    avx512_bf16::multiply_block<E>(a, b, out, add, scratch);
-#endif
+  if constexpr (std::is_same_v<Out, float>) {
+    avx512_bf16::multiply_block<BFloat16>(a, b, out, add, scratch);
   } else {
-    FGRL_DISPATCH(multiply_block, E)(a, b, out, add, scratch);
+    avx512_bf16::multiply_rounded<BFloat16>(a, b, out, scratch);
   }
+#endif
 }
 
 }  // namespace fgrl

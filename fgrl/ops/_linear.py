@@ -191,8 +191,8 @@ class Gradients:
         hidden, weight, dtype = rows.hidden, rows.head.weight, rows.head.dtype
         make = hidden.new_empty if rows.kept is None else hidden.new_zeros
         self.hidden = make(hidden.shape if wants[0] else 0, dtype=dtypes[0])
-        is_sum = rows.at_once < rows.count or weight.device.type != "cpu"
-        self.weight = weight.new_empty(weight.shape if wants[1] else 0, dtype=dtype if is_sum else dtypes[1])
+        is_complete = rows.at_once == rows.count and rows.head.completes
+        self.weight = weight.new_empty(weight.shape if wants[1] else 0, dtype=dtypes[1] if is_complete else dtype)
         self.bias = weight.new_zeros(weight.shape[0] if wants[2] else 0, dtype=dtype)
 
     def add(self, chunk: Chunk, statistics: Statistics, logprobs: Tensor | None, entropy: Tensor | None) -> None:

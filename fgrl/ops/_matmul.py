@@ -20,7 +20,7 @@ from fgrl.types import compute_dtype
 LIBRARY.define("matmul(Tensor a, Tensor b, bool add, Tensor(a!) out) -> ()")
 LIBRARY.define("prefers_matmul(ScalarType dtype) -> bool")
 
-_BLOCK = 4096  # words of the head, or of its gradient, that are converted at a time
+_BLOCK = 4096  # words of the head that are converted at a time
 
 
 class Head:
@@ -44,6 +44,11 @@ class Head:
         written while others are read."""
         self._block = weight.shape[0] if weight.dtype == self.operands else _BLOCK
 
+    @property
+    def completes(self) -> bool:
+        """Whether a product may be returned in the dtype of the operands, rounded once: in bf16 on a CPU."""
+        return self.overwrites and self.operands != self.dtype
+
     def logits(self, hidden: Tensor, out: Tensor) -> None:
         """`out [R, V] = hidden [R, D] @ weight.T`"""
         for words, weight in self._blocks():
@@ -57,15 +62,8 @@ class Head:
         return result
 
     def weight_gradient(self, slopes: Tensor, hidden: Tensor, out: Tensor, *, add: bool) -> None:
-        """`out [V, D] = slopes [R, V].T @ hidden [R, D]`, or `+=`; rounded once where `out` is of a shorter dtype."""
-        if out.dtype == self.dtype:
-            (multiply_add if add else multiply)(slopes.T, hidden, out)
-            return
-        for start in range(0, out.shape[0], _BLOCK):
-            words = slice(start, start + _BLOCK)
-            block = out.new_empty(out[words].shape, dtype=self.dtype)
-            multiply(slopes[:, words].T, hidden, block)
-            out[words] = block
+        """`out [V, D] = slopes [R, V].T @ hidden [R, D]`, or `+=`."""
+        (multiply_add if add else multiply)(slopes.T, hidden, out)
 
     def _blocks(self) -> Iterator[tuple[slice, Tensor]]:
         for start in range(0, self.weight.shape[0], self._block):

@@ -42,8 +42,8 @@ static void check(int64_t rows, int64_t depth, int64_t columns, int kind, std::m
   for (const bool add : {false, true}) {
     for (int64_t i = 0; i < blocks.down * blocks.across; ++i) {
       const int64_t row = i % blocks.down * blocks.height, column = i / blocks.down * blocks.width;
-      fgrl::multiply_block<E>(left.part(row, 0, blocks.height, depth), right.part(0, column, depth, blocks.width),
-                              result.part(row, column, blocks.height, blocks.width), add, scratch);
+      fgrl::multiply_block(left.part(row, 0, blocks.height, depth), right.part(0, column, depth, blocks.width),
+                           result.part(row, column, blocks.height, blocks.width), add, scratch);
     }
   }
   for (int64_t i = 0; i < rows; ++i) {

@@ -66,6 +66,11 @@ def test_exact_to_rounding(size: tuple[int, int, int], a_layout: str, b_layout: 
     out = embed(start, "rows")
     torch.ops.fgrl.matmul(left, right, True, out)
     assert_within_rounding(out, a, b, start)
+    if dtype == torch.bfloat16:
+        rounded = embed(torch.full_like(a[:, :1] @ b[:1], float("nan")), "rows")
+        torch.ops.fgrl.matmul(left, right, False, rounded)
+        torch.ops.fgrl.matmul(left, right, False, out)
+        assert torch.equal(rounded, out.bfloat16())
     out.fill_(float("nan"))
     assert out._base is not None
     assert out._base.isnan().all(), "something beside the result was written"

@@ -48,20 +48,24 @@ struct MatmulScratch {
 // Blocks of the result, one a task.
 struct MatmulBlocks {
   int64_t height = 512, width = 768;
-  int64_t down, across;
+  int64_t down = 0, across = 0;
 
   MatmulBlocks(int64_t rows, int64_t columns, int64_t threads) {
+    if (rows == 0) return;
     for (;;) {
       down = (rows + height - 1) / height, across = (columns + width - 1) / width;
-      if (threads == 1 || down * across >= 3 * threads) return;
+      if (threads == 1 || down * across >= 3 * threads) break;
       if (width > 192) {
         width /= 2;
       } else if (height > 32) {
         height /= 2;
       } else {
-        return;
+        break;
       }
     }
+    // Of one size, whole tiles, so that threads end together.
+    height = ((rows + down - 1) / down + 7) / 8 * 8;
+    down = (rows + height - 1) / height;
   }
 };
 

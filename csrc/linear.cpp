@@ -2,6 +2,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include <optional>
+#include <type_traits>
 
 #include "softmax_rows.h"
 #include "tensors.h"
@@ -55,20 +56,25 @@ Tensor logit_statistics(const Tensor& logits, const OptionalTensor& bias, const 
 
 void logit_gradient(const Tensor& logits, const OptionalTensor& bias, const Tensor& targets, const Tensor& slopes,
                     double temperature, std::optional<double> softcap, Tensor out) {
-  const ScalarType dtype = logits.scalar_type();
-  STD_TORCH_CHECK(out.scalar_type() == dtype && out.stride(0) == logits.stride(0) && out.stride(1) == 1,
+  const ScalarType dtype = logits.scalar_type(), out_dtype = out.scalar_type();
+  STD_TORCH_CHECK(out_dtype == dtype || (out_dtype == ScalarType::BFloat16 && dtype == ScalarType::Float),
+                  "out must have the dtype of the logits, or bfloat16 for float32 logits");
+  STD_TORCH_CHECK(out.size(0) == logits.size(0) && out.size(1) == logits.size(1) && out.stride(1) == 1,
                   "out must be like the logits");
   with_type(dtype, [&](auto zero) {
     using T = decltype(zero);
     Inputs inputs(dtype), ids(ScalarType::Long);
     const Rows<T> rows(inputs, ids, logits, bias, targets, temperature, softcap);
     const T* from = inputs.read<T>(slopes, 4 * rows.count);
-    T* to = data<T>(out);
-    rows.for_each([&](const T* row, int64_t i) {
-      const int64_t n = rows.count;
-      row_gradient<T>(row, rows.bias, rows.size, rows.targets[i], rows.scale,
-                      {from[i], from[n + i], from[2 * n + i], from[3 * n + i]}, to + i * rows.stride);
-    });
+    const int64_t n = rows.count, stride = out.stride(0);
+    const auto write = [&](auto* to) {
+      rows.for_each([&](const T* row, int64_t i) {
+        row_gradient(row, rows.bias, rows.size, rows.targets[i], rows.scale,
+                     {from[i], from[n + i], from[2 * n + i], from[3 * n + i]}, to + i * stride);
+      });
+    };
+    if (out_dtype == dtype) return write(data<T>(out));
+    if constexpr (std::is_same_v<T, float>) write(data<BFloat16>(out));
   });
 }
 

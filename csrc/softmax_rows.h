@@ -13,6 +13,7 @@
 #include <cstdint>
 #include <limits>
 
+#include "half.h"
 #include "vector.h"
 
 namespace fgrl {
@@ -45,11 +46,11 @@ RowStatistics<T> row_statistics(const T* logits, const T* bias, int64_t size, in
   return FGRL_DISPATCH(row_statistics, T)(logits, bias, size, target, scale);
 }
 
-// The gradient by the logits, which may take their place.
-template <typename T>
-void row_gradient(const T* logits, const T* bias, int64_t size, int64_t target, const LogitScale<T>& scale,
-                  const RowSlopes<T>& slopes, T* out) {
-  FGRL_DISPATCH(row_gradient, T)(logits, bias, size, target, scale, slopes, out);
+// The gradient by the logits, which may take their place, also in a shorter format: row for row, from where each begins.
+template <typename E>
+void row_gradient(const Compute<E>* logits, const Compute<E>* bias, int64_t size, int64_t target,
+                  const LogitScale<Compute<E>>& scale, const RowSlopes<Compute<E>>& slopes, E* out) {
+  FGRL_DISPATCH(row_gradient, E)(logits, bias, size, target, scale, slopes, out);
 }
 
 }  // namespace fgrl

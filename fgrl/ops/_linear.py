@@ -109,6 +109,11 @@ class LinearRows:
         self.head = Head(weight, hidden, bias)
         self.temperature, self.softcap = temperature, softcap
         self._group = None if group is None else _process_group(group)
+        self.count = self.total if self.kept is None else self.kept.numel()
+        """How many rows are kept."""
+        self._width = -(-weight.shape[0] // _ALIGNMENT) * _ALIGNMENT
+        self.at_once = _rows_at_once(self.count, self._width * self._bytes_a_logit, hidden.device)
+        """How many of them `FGRL_CHUNK_MB` has room for."""
 
     @property
     def total(self) -> int:
@@ -121,14 +126,12 @@ class LinearRows:
         return make(*shape, self.total, dtype=self.head.dtype)
 
     def chunks(self) -> Iterator[Chunk]:
-        """All kept rows in order, as many at a time as `FGRL_CHUNK_MB` has room for."""
-        count = self.total if self.kept is None else self.kept.numel()
+        """All kept rows in order, `at_once` at a time."""
         vocabulary = self.head.weight.shape[0]
-        width = -(-vocabulary // _ALIGNMENT) * _ALIGNMENT
-        size = _rows_at_once(count, width * self._bytes_a_logit, self.hidden.device)
-        buffer = self.hidden.new_empty(size, width, dtype=self.head.dtype)
-        for start in range(0, count, max(size, 1)):
-            places = slice(start, min(start + size, count)) if self.kept is None else self.kept[start : start + size]
+        buffer = self.hidden.new_empty(self.at_once, self._width, dtype=self.head.dtype)
+        for start in range(0, self.count, max(self.at_once, 1)):
+            end = min(start + self.at_once, self.count)
+            places = slice(start, end) if self.kept is None else self.kept[start:end]
             hidden = self.hidden[places].to(self.head.operands)
             logits = buffer[: hidden.shape[0], :vocabulary]
             self.head.logits(hidden, logits)
@@ -136,9 +139,8 @@ class LinearRows:
 
     @property
     def _bytes_a_logit(self) -> int:
-        """A logit, and where the next products take a shorter format, its gradient."""
-        shorter = self.head.operands.itemsize if self.head.operands != self.head.dtype else 0
-        return self.head.dtype.itemsize + shorter
+        """A logit, and its gradient where that does not take its place."""
+        return self.head.dtype.itemsize + (0 if self.head.overwrites else self.head.operands.itemsize)
 
     def statistics(self, chunk: Chunk) -> tuple[Tensor, Statistics]:
         """Log-probabilities `[R]` of the targets, and the statistics they come from."""
@@ -177,7 +179,8 @@ class Gradients:
     Args:
         rows: the rows.
         wants: whether those by hidden, weight and bias are wanted.
-        dtypes: what they are returned in. Until then the latter two are of the dtype of the computation.
+        dtypes: what they are returned in. Until then the latter two are of the dtype of the computation, if they are
+            sums over several chunks.
     """
 
     def __init__(self, rows: LinearRows, wants: list[bool], dtypes: list[torch.dtype]) -> None:
@@ -188,7 +191,8 @@ class Gradients:
         hidden, weight, dtype = rows.hidden, rows.head.weight, rows.head.dtype
         make = hidden.new_empty if rows.kept is None else hidden.new_zeros
         self.hidden = make(hidden.shape if wants[0] else 0, dtype=dtypes[0])
-        self.weight = weight.new_empty(weight.shape if wants[1] else 0, dtype=dtype)
+        is_complete = rows.at_once == rows.count and rows.head.completes
+        self.weight = weight.new_empty(weight.shape if wants[1] else 0, dtype=dtypes[1] if is_complete else dtype)
         self.bias = weight.new_zeros(weight.shape[0] if wants[2] else 0, dtype=dtype)
 
     def add(self, chunk: Chunk, statistics: Statistics, logprobs: Tensor | None, entropy: Tensor | None) -> None:
@@ -196,7 +200,8 @@ class Gradients:
         rows = self._rows
         slopes, out = statistics.slopes(logprobs, entropy, rows.temperature), chunk.logits
         if rows.head.operands != out.dtype:
-            out = out.new_empty(out.shape[0], out.stride(0), dtype=rows.head.operands)[:, : out.shape[1]]
+            own = out if rows.head.overwrites else out.new_empty(out.shape[0], out.stride(0), dtype=rows.head.operands)
+            out = own.view(rows.head.operands)[:, : out.shape[1]]
         torch.ops.fgrl.logit_gradient(
             chunk.logits, rows.bias, chunk.targets, slopes, rows.temperature, rows.softcap, out
         )

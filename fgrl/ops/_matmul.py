@@ -1,7 +1,8 @@
 """Products with the LM head, accumulated in fp32, without copies of it: the three that the `linear_*` ops are made of.
 
-On a GPU operands stay in their dtype and results are fp32 (`out_dtype`). On the CPU, where PyTorch would round bf16
-products to bf16, operands become fp32, a block of the vocabulary at a time.
+Operands stay in their dtype and results are fp32: on a GPU by `out_dtype`, in bf16 on a CPU with AVX512_BF16 by
+csrc/matmul.h. On other CPUs, where PyTorch would round products to bf16 or fp16, operands become fp32, a block of the
+vocabulary at a time.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from fgrl.ops._library import LIBRARY
 from fgrl.types import compute_dtype
 
 LIBRARY.define("matmul(Tensor a, Tensor b, bool add, Tensor(a!) out) -> ()")
-LIBRARY.define("prefers_matmul() -> bool")
+LIBRARY.define("prefers_matmul(ScalarType dtype) -> bool")
 
 _BLOCK = 4096  # words of the head that are converted at a time
 
@@ -35,10 +36,18 @@ class Head:
         self.weight = weight
         self.dtype = compute_dtype(hidden, weight, bias)
         """What products are accumulated and returned in."""
-        is_cpu = weight.device.type == "cpu"
-        self.operands = self.dtype if is_cpu else torch.promote_types(hidden.dtype, weight.dtype)
+        common = torch.promote_types(hidden.dtype, weight.dtype)
+        self.operands = common if _accumulates_wider(weight.device.type, common, self.dtype) else self.dtype
         """What is multiplied: hidden states, the head, and gradients by logits."""
+        self.overwrites = self.operands == self.dtype or weight.device.type == "cpu"
+        """Whether gradients by logits take their place. In a shorter format not on a GPU, where parts of a row are
+        written while others are read."""
         self._block = weight.shape[0] if weight.dtype == self.operands else _BLOCK
+
+    @property
+    def completes(self) -> bool:
+        """Whether a product may be returned in the dtype of the operands, rounded once: in bf16 on a CPU."""
+        return self.overwrites and self.operands != self.dtype
 
     def logits(self, hidden: Tensor, out: Tensor) -> None:
         """`out [R, V] = hidden [R, D] @ weight.T`"""
@@ -86,15 +95,24 @@ def multiply_add(a: Tensor, b: Tensor, to: Tensor) -> None:
         to.add_(torch.mm(a, b))
 
 
+def _accumulates_wider(device_type: str, operands: torch.dtype, dtype: torch.dtype) -> bool:
+    """Whether `operands` need not become `dtype` to have their products in it."""
+    if device_type != "cpu":
+        return True
+    return operands == torch.bfloat16 and dtype == torch.float32 and _prefers_matmul(operands)
+
+
 def _is_ours(a: Tensor, b: Tensor) -> bool:
-    is_matrix = min(*a.shape, *b.shape) >= 8  # a product of a few rows reads its operands, whoever computes it
-    return a.device.type == "cpu" and a.dtype == torch.float32 and is_matrix and _prefers_matmul()
+    if a.device.type != "cpu" or not _prefers_matmul(a.dtype):
+        return False
+    # A product of a few rows reads its operands, whoever computes it; in bf16 nobody else returns fp32.
+    return a.dtype == torch.bfloat16 or min(*a.shape, *b.shape) >= 8
 
 
 @cache
-def _prefers_matmul() -> bool:
-    """Whether the product of csrc/matmul.h is faster than PyTorch's on this processor: twice on AMD's with AVX-512."""
-    return extension.available() and torch.ops.fgrl.prefers_matmul()
+def _prefers_matmul(dtype: torch.dtype) -> bool:
+    """Whether to multiply by csrc/matmul.h here: fp32 twice as fast as PyTorch's on AMD's with AVX-512."""
+    return extension.available() and torch.ops.fgrl.prefers_matmul(dtype)
 
 
 @cache

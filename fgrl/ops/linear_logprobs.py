@@ -169,6 +169,7 @@ def _backward(hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | No
     for chunk in rows.chunks():
         found = Statistics(*statistics[:, chunk.places])
         gradients.add(chunk, found, *(None if slope is None else slope[chunk.places] for slope in slopes))
+        del chunk  # its logits are not needed beside the result
     return gradients.result(hidden.shape)
 
 

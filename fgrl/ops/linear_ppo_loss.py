@@ -49,8 +49,9 @@ def linear_ppo_loss(
 
     Gradients are computed along with the loss, chunk by chunk of `FGRL_CHUNK_MB` (environment; default 64 MiB on the
     CPU, 1024 on a GPU): three matrix products in all, no logits are kept and none are computed again. That of the head
-    is summed in fp32 also for bf16 and fp16 weights, so it takes 4 bytes a weight while the forward runs. The backward
-    pass multiplies by the slope of the loss, in place unless `retain_graph=True` asks for another one.
+    is summed in fp32 also for bf16 and fp16 weights, so it takes 4 bytes a weight while the forward runs (on a CPU only
+    where there are several chunks). The backward pass multiplies by the slope of the loss, in place unless
+    `retain_graph=True` asks for another one.
 
     Args:
         hidden: `[N, D]` or `[B, T, D]`; the state at the position that *predicts* the target.
@@ -166,6 +167,7 @@ def _forward(
         tokens = (logps, old, advantage, None, ref, entropies, rollout, None, None, 0.0, _TOKEN_SUM)
         slopes, entropy_slopes = torch.ops.fgrl.ppo_loss(*tokens, *options, True, entropy_coef != 0)[3:]
         gradients.add(chunk, statistics, slopes * share, entropy_slopes * share if entropy_coef else None)
+        del chunk  # its logits are not needed beside the result
     logprobs, entropy = logprobs.reshape(targets.shape), entropy.reshape(targets.shape)
     everything = (logprobs, old_logprobs, advantages, mask, ref_logprobs, entropy, rollout_logprobs)
     loss, stats = torch.ops.fgrl.ppo_loss(*everything, *aggregation, *options, False, False)[:2]

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <random>
 #include <vector>
 
@@ -26,7 +27,23 @@ static void check(int64_t size, bool has_bias, double softcap, std::mt19937& ran
   const T* const biases = has_bias ? bias.data() : nullptr;
   const auto found = fgrl::row_statistics<T>(logits.data(), biases, size, target, scale);
   const fgrl::RowSlopes<T> slopes{found.max, T(-0.3), T(0.2), T(0.7)};
-  fgrl::row_gradient<T>(logits.data(), biases, size, target, scale, slopes, gradient.data());
+  fgrl::row_gradient(logits.data(), biases, size, target, scale, slopes, gradient.data());
+
+  if constexpr (sizeof(T) == 4) {  // rounded to a shorter format, in place of the logits
+    std::vector<T> place(logits);
+    std::vector<fgrl::BFloat16> rounded(size);
+    fgrl::row_gradient(place.data(), biases, size, target, scale, slopes, reinterpret_cast<fgrl::BFloat16*>(place.data()));
+    std::memcpy(rounded.data(), place.data(), rounded.size() * sizeof(rounded[0]));
+    for (int64_t j = 0; j < size; ++j) {
+      const uint32_t bits = static_cast<uint32_t>(rounded[j].bits) << 16;
+      float found_slope;
+      std::memcpy(&found_slope, &bits, sizeof(bits));
+      if (std::fabs(found_slope - gradient[j]) <= 0x1.01p-8 * std::fabs(gradient[j])) continue;
+      std::printf("rounded gradient %ld of %ld, isa %d: %g, not %g\n", static_cast<long>(j), static_cast<long>(size),
+                  static_cast<int>(fgrl::isa()), static_cast<double>(gradient[j]), static_cast<double>(found_slope));
+      std::exit(1);
+    }
+  }
 
   const double tolerance = sizeof(T) == 4 ? 2e-6 : 1e-14;
   std::vector<long double> z(size), cap(size, 1);

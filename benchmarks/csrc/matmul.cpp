@@ -10,10 +10,9 @@ static void matmul() {
   const std::vector<float> a = numbers(ROWS * DEPTH), b = numbers(DEPTH * COLUMNS);
   std::vector<float> out(ROWS * COLUMNS);
   MatmulScratch<float> scratch;
+  const Matrix<const float> left{a.data(), ROWS, DEPTH, DEPTH, 1}, right{b.data(), DEPTH, COLUMNS, 1, DEPTH};
   const Matrix<float> result{out.data(), ROWS, COLUMNS, COLUMNS, 1};
-  measured([&] {
-    multiply_block<float>({a.data(), ROWS, DEPTH, DEPTH, 1}, {b.data(), DEPTH, COLUMNS, 1, DEPTH}, result, false, scratch);
-  });
+  measured([&] { multiply_block(left, right, result, false, scratch); });
 }
 
 int main(int argc, char** argv) {

@@ -87,7 +87,7 @@ def test_a_failing_compilation_is_reported(monkeypatch: pytest.MonkeyPatch) -> N
     tensor = torch.empty(8, device="meta")
 
     def launcher() -> None:
-        FILES["whiten"]._moments_fwd_kernel[(1,)](tensor, tensor, None, 8, 1, HAS_MASK=False, BLOCK=3, num_warps=1)
+        FILES["whiten"]._moments_fwd_kernel[(1,)](tensor, tensor, None, 8, 1, BLOCK=3, num_warps=1)
 
     _with_cases(monkeypatch, launcher)
     (usage,) = report.compile_case("whiten", 0, "sm_90")

@@ -182,10 +182,13 @@ class Stopwatch:
         return {"forward": middle - start, "backward": end - middle, "both": end - start}
 
     def untimed(self, run: Run) -> Callable[[], object]:
-        """Forward and backward on the next inputs, returning everything they made."""
+        """Forward and backward on the next inputs, returning everything they made.
+
+        Gradients of an earlier call are gone before this one begins, or their memory would count as there to be used.
+        """
+        inputs = self._next()
 
         def both() -> object:
-            inputs = self._next()
             outputs = run(inputs)
             if self._op.gradients:
                 _backward(outputs, inputs)

@@ -95,9 +95,9 @@ def align_section() -> str:
     rows = []
     for cell in data["cells"]:
         times = cell["microseconds"]
-        ratios = [f"{cell['ratios'][peer]:.1f}x" if peer in cell["ratios"] else "" for peer in _PEERS]
+        ratios = [f"{tables.digits(cell['ratios'][peer])}x" if peer in cell["ratios"] else "" for peer in _PEERS]
         goal = f"{cell['goal']:g}x" + ("" if cell["met"] else ", **missed**")
-        lists = f"{times['rapidfuzz'] / times['fgrl lists']:.1f}x"
+        lists = f"{tables.digits(times['rapidfuzz'] / times['fgrl lists'])}x"
         threads = f"{times['wall 1 threads'] / times['wall 2 threads']:.2f}x"
         rows.append([cell["cell"], f"{times['fgrl']:.2f}", *ratios, goal, lists, threads])
     header = ["tokens, edits", "fgrl, µs a pair", "rapidfuzz", "with score_hint", "python-Levenshtein", "difflib"]

@@ -78,7 +78,7 @@ def time(seconds: float) -> str:
     """Three digits and a unit."""
     for unit, scale in (("s", 1.0), ("ms", 1e3), ("µs", 1e6)):
         if seconds * scale >= 1 or unit == "µs":
-            return f"{_digits(seconds * scale)} {unit}"
+            return f"{digits(seconds * scale)} {unit}"
     raise AssertionError
 
 
@@ -86,7 +86,7 @@ def size(count: float) -> str:
     """Bytes, two or three digits and a unit."""
     for unit, scale in (("GB", 1e9), ("MB", 1e6)):
         if count >= scale:
-            return f"{_digits(count / scale)} {unit}"
+            return f"{digits(count / scale)} {unit}"
     return f"{count / 1e3:.0f} kB"
 
 
@@ -107,7 +107,7 @@ def ratio_cell(case: dict[str, Any], name: str, part: str) -> str:
     theirs, ours = median(cell, part), median(case["variants"].get(OURS, {}), part)
     if theirs is None:
         return _blank(cell)
-    return time(theirs) if ours is None else f"{_digits(theirs / ours)}x"
+    return time(theirs) if ours is None else f"{digits(theirs / ours)}x"
 
 
 def memory_cell(cell: dict[str, Any]) -> str:
@@ -121,7 +121,8 @@ def _blank(cell: dict[str, Any]) -> str:
     return ABSENT if status in ("absent", "ok") else status
 
 
-def _digits(value: float) -> str:
+def digits(value: float) -> str:
+    """Three significant digits, all of those before the point."""
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 

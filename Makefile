@@ -8,9 +8,9 @@ BIN := $(VENV)/bin
 REQUIREMENTS := $(filter-out requirements/peers.txt,$(wildcard requirements/*.txt))
 CLANG ?= clang++
 FUZZ_SECONDS ?= 60
-FUZZ_FLAGS := -std=c++20 -O1 -g -fno-sanitize-recover=all
+FUZZ_FLAGS := -std=c++20 -O1 -g -fno-sanitize-recover=all -Icsrc
 FUZZ_SOURCE := tests/csrc/align_edits_fuzz.cpp
-EXTENSION := setup.py pyproject.toml $(wildcard csrc/*)
+EXTENSION := setup.py pyproject.toml $(wildcard csrc/* csrc/*/*)
 
 .PHONY: demo test lint bench peers results instructions fuzz wheel clean
 

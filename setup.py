@@ -37,8 +37,9 @@ def extension_arguments() -> dict:
         link_args = ["-Wl,-s"] if platform.system() == "Linux" else []
     module = CppExtension(
         "fgrl._C",
-        [str(source) for source in sorted(Path("csrc").glob("*.cpp"))],
-        depends=[str(header) for header in sorted(Path("csrc").glob("*.[hi]*"))],
+        [str(source) for source in sorted(Path("csrc").rglob("*.cpp"))],
+        depends=[str(header) for header in sorted(Path("csrc").rglob("*.[hi]*"))],
+        include_dirs=[str(Path("csrc").resolve())],
         define_macros=[("TORCH_TARGET_VERSION", TORCH_TARGET_VERSION)],
         extra_compile_args=compile_args,
         extra_link_args=link_args,

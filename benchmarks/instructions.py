@@ -24,7 +24,7 @@ from tempfile import TemporaryDirectory
 HERE = Path(__file__).parent
 DRIVERS = sorted((HERE / "csrc").glob("*.cpp"))
 BASELINE = HERE / "results" / "instructions.json"
-FLAGS = ("-std=c++20", "-O3", "-DNDEBUG")
+FLAGS = ("-std=c++20", "-O3", "-DNDEBUG", f"-I{HERE.parent / 'csrc'}")
 TOLERANCE = 0.02
 ISAS = ("baseline", "avx2")
 

@@ -12,7 +12,7 @@
 #include <tuple>
 #include <vector>
 
-#include "align_edits.h"
+#include "align/align_edits.h"
 #include "binary.h"
 
 namespace {

@@ -1,4 +1,4 @@
-#include "../../csrc/align_edits.h"
+#include "align/align_edits.h"
 
 #include "instructions.h"
 

@@ -1,6 +1,6 @@
-#include "../../csrc/gae.h"
+#include "advantages/gae.h"
 
-#include "../../csrc/binary.h"
+#include "binary.h"
 #include "instructions.h"
 
 namespace {

@@ -1,4 +1,4 @@
-#include "../../csrc/losses.h"
+#include "losses/losses.h"
 
 #include "instructions.h"
 

@@ -1,4 +1,4 @@
-#include "../../csrc/matmul.h"
+#include "linear/matmul.h"
 
 #include "instructions.h"
 

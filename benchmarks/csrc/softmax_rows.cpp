@@ -1,4 +1,4 @@
-#include "../../csrc/softmax_rows.h"
+#include "linear/softmax_rows.h"
 
 #include "instructions.h"
 

@@ -1,4 +1,4 @@
-#include "../../csrc/token_reward_head.h"
+#include "linear/token_reward_head.h"
 
 #include "instructions.h"
 

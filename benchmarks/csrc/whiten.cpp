@@ -1,4 +1,4 @@
-#include "../../csrc/whiten.h"
+#include "advantages/whiten.h"
 
 #include "instructions.h"
 

@@ -1,8 +1,8 @@
 """Products with the LM head, accumulated in fp32, without copies of it: the three that the `linear_*` ops are made of.
 
 Operands stay in their dtype and results are fp32: on a GPU by `out_dtype`, in bf16 on a CPU with AVX512_BF16 by
-csrc/matmul.h. On other CPUs, where PyTorch would round products to bf16 or fp16, operands become fp32, a block of the
-vocabulary at a time.
+csrc/linear/matmul.h. On other CPUs, where PyTorch would round products to bf16 or fp16, operands become fp32, a block
+of the vocabulary at a time.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def _is_ours(a: Tensor, b: Tensor) -> bool:
 
 @cache
 def _prefers_matmul(dtype: torch.dtype) -> bool:
-    """Whether to multiply by csrc/matmul.h here: fp32 twice as fast as PyTorch's on AMD's with AVX-512."""
+    """Whether to multiply by csrc/linear/matmul.h here: fp32 twice as fast as PyTorch's on AMD's with AVX-512."""
     return extension.available() and torch.ops.fgrl.prefers_matmul(dtype)
 
 

@@ -6,8 +6,8 @@
 #include <random>
 #include <vector>
 
-#include "../../csrc/binary.h"
-#include "../../csrc/gae.h"
+#include "binary.h"
+#include "advantages/gae.h"
 
 template <typename T>
 static void check(int64_t size, double hole_rate, bool shaped, std::mt19937& random) {

@@ -1,5 +1,5 @@
 // Checks the alignment headers against a full table, with no torch: every algorithm, instruction set and id width must
-// give the labels that the rule in csrc/trace.h prescribes.
+// give the labels that the rule in csrc/align/trace.h prescribes.
 //
 // Built with -fsanitize=fuzzer it is a libFuzzer target. Otherwise its `main` replays the files given as arguments,
 // then makes random inputs for FUZZ_SECONDS (default 5), or with FUZZ_THREADS set aligns batches on that many threads.
@@ -15,7 +15,7 @@
 #include <thread>
 #include <vector>
 
-#include "../../csrc/align_edits.h"
+#include "align/align_edits.h"
 
 namespace {
 
@@ -27,7 +27,7 @@ struct Result {
   bool operator==(const Result&) const = default;
 };
 
-// The rule of csrc/trace.h on the full table, moves taken one at a time.
+// The rule of csrc/align/trace.h on the full table, moves taken one at a time.
 Result by_rule(const Tokens& a, const Tokens& b) {
   const size_t n = a.size(), m = b.size();
   std::vector<int32_t> table((n + 1) * (m + 1));

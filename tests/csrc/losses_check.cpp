@@ -6,7 +6,7 @@
 #include <random>
 #include <vector>
 
-#include "../../csrc/losses.h"
+#include "losses/losses.h"
 
 using namespace fgrl;
 using Wide = long double;

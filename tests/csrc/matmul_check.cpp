@@ -7,7 +7,7 @@
 #include <random>
 #include <vector>
 
-#include "../../csrc/matmul.h"
+#include "linear/matmul.h"
 
 static float value(float element) { return element; }
 

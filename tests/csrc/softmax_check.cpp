@@ -7,7 +7,7 @@
 #include <random>
 #include <vector>
 
-#include "../../csrc/softmax_rows.h"
+#include "linear/softmax_rows.h"
 
 static void expect(const char* what, int64_t size, long double wanted, double found, double tolerance) {
   if (std::fabs(wanted - found) <= tolerance * (1 + std::fabs(wanted))) return;

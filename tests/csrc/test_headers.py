@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
+HEADERS = HERE.parents[1] / "csrc"
 COMPILER = os.environ.get("CXX") or shutil.which("c++")
 
 
@@ -18,7 +19,7 @@ def build(folder: Path, source: str, *flags: str) -> Path:
     if COMPILER is None:
         pytest.skip("no C++ compiler")
     target = folder / "driver"
-    command = [COMPILER, "-std=c++20", "-O1", "-g", "-Wall", "-Wextra", "-Werror", *flags]
+    command = [COMPILER, "-std=c++20", "-O1", "-g", "-Wall", "-Wextra", "-Werror", f"-I{HEADERS}", *flags]
     probe = subprocess.run(
         [COMPILER, *flags, "-x", "c++", "-", "-o", str(target)], input="int main() {}", text=True, check=False
     )

@@ -6,7 +6,7 @@
 #include <random>
 #include <vector>
 
-#include "../../csrc/token_reward_head.h"
+#include "linear/token_reward_head.h"
 
 using namespace fgrl;
 

@@ -6,7 +6,7 @@
 #include <random>
 #include <vector>
 
-#include "../../csrc/whiten.h"
+#include "advantages/whiten.h"
 
 static void expect(bool right, const char* what, int64_t size, size_t bytes) {
   if (right) return;

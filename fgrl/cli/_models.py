@@ -29,7 +29,7 @@ def load_reward_model(
         UsageError: one of the two cannot be loaded, or they do not fit together.
     """
     from fgrl.models import TokenRewardModel, load_tokenizer
-    from fgrl.models.loading import check_vocabulary
+    from fgrl.models.fit import check_vocabulary
 
     with usable("--tokenizer" if tokenizer_name else flag, tokenizer_name or name):
         tokenizer = load_tokenizer(tokenizer_name or name)

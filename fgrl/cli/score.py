@@ -103,7 +103,7 @@ def _scored_rows(args: argparse.Namespace, reader: ResponseReader, metrics: Rewa
 
     from fgrl.cli._scoring import score_rows
     from fgrl.data import PairEncoder
-    from fgrl.models.loading import context_length
+    from fgrl.models.fit import context_length
 
     model, tokenizer = load_reward_model(
         args.model, args.tokenizer, dtype=args.dtype, attn_implementation=args.attn_implementation

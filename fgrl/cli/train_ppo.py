@@ -93,7 +93,7 @@ def _trainer(args: argparse.Namespace, config: FineGrainedPPOConfig) -> FineGrai
 
     from fgrl.data import read_prompts
     from fgrl.models import ValueModel, load_causal_lm, load_tokenizer
-    from fgrl.models.loading import check_vocabulary
+    from fgrl.models.fit import check_vocabulary
     from fgrl.trainer import FineGrainedPPOTrainer
     from fgrl.trainer.reward_sources import check_same_vocabulary
 

@@ -36,15 +36,22 @@ _HUB_OPTIONS = (
 
 
 def load_token_classifier(
-    name_or_path: str | os.PathLike[str], *, attn_implementation: str | None = "auto", **kwargs: Any
+    name_or_path: str | os.PathLike[str],
+    *,
+    trainable: bool = True,
+    dtype: torch.dtype | str | None = None,
+    attn_implementation: str | None = "auto",
+    **kwargs: Any,
 ) -> tuple[PreTrainedModel, bool]:
     """Load `AutoModelForTokenClassification` with one label from a token-classification or causal-LM checkpoint.
 
     Args:
         name_or_path: folder, hub name, or path of one `.gguf` file.
+        trainable: see `resolve_dtype`; False also freezes the weights.
+        dtype: see `resolve_dtype`.
         attn_implementation: see `fgrl.models.resolve_attention`.
-        **kwargs: passed to `from_pretrained` (`dtype`, `gguf_file`, `revision`, ...). Weights are read from safetensors
-            or GGUF only, unless `use_safetensors` says otherwise.
+        **kwargs: passed to `from_pretrained` (`gguf_file`, `revision`, ...). Weights are read from safetensors or GGUF
+            only, unless `use_safetensors` says otherwise.
 
     Returns:
         The model, and whether the checkpoint had a head. A head that it had not starts at 0.
@@ -53,15 +60,13 @@ def load_token_classifier(
         ValueError: the backbone has no token-classification class, or the checkpoint has another number of labels.
     """
     name_or_path, gguf_file = split_gguf(name_or_path, kwargs.pop("gguf_file", None))
-    hub_options = {key: kwargs[key] for key in _HUB_OPTIONS if key in kwargs}
     if gguf_file is not None:
         kwargs = {**gguf_options(gguf_file), **kwargs}
-        hub_options["gguf_file"] = gguf_file
     else:
         kwargs.setdefault("use_safetensors", True)
     config = kwargs.pop("config", None)
     if config is None:
-        config = AutoConfig.from_pretrained(name_or_path, **hub_options)
+        config = load_config(name_or_path, gguf_file, kwargs)
     remote_code = kwargs.get("trust_remote_code") and "AutoModelForTokenClassification" in getattr(
         config, "auto_map", {}
     )
@@ -72,16 +77,15 @@ def load_token_classifier(
             f"{name_or_path} is a token-classification checkpoint with {config.num_labels} labels; it must have 1"
         )
     config.num_labels = 1
-    dtype = kwargs.get("dtype", kwargs.get("torch_dtype"))
-    if isinstance(dtype, str) and dtype != "auto":
-        dtype = getattr(torch, dtype)
-    attn_implementation = resolve_attention(
-        attn_implementation,
-        dtype if isinstance(dtype, torch.dtype) else getattr(config, "dtype", None),
-        model_class=model_class,
-    )
+    dtype = resolve_dtype(dtype, trainable=trainable)
+    attn_implementation = resolve_attention(attn_implementation, loaded_dtype(dtype, config), model_class=model_class)
     model, info = AutoModelForTokenClassification.from_pretrained(
-        name_or_path, config=config, attn_implementation=attn_implementation, output_loading_info=True, **kwargs
+        name_or_path,
+        config=config,
+        dtype=dtype,
+        attn_implementation=attn_implementation,
+        output_loading_info=True,
+        **kwargs,
     )
     if gguf_file is not None:
         mark_dense(model)
@@ -89,7 +93,49 @@ def load_token_classifier(
     with torch.no_grad():
         for key in missing:
             model.get_parameter(key).zero_()
+    if not trainable:
+        model.requires_grad_(False)
     return model, not any(key.endswith(".weight") for key in missing)
+
+
+def load_config(name_or_path: str, gguf_file: str | None, options: dict[str, Any]) -> PretrainedConfig:
+    """The configuration of a checkpoint, found with those of the `options` that say where to look."""
+    hub_options = {key: options[key] for key in _HUB_OPTIONS if key in options}
+    if gguf_file is not None:
+        hub_options["gguf_file"] = gguf_file
+    config: PretrainedConfig = AutoConfig.from_pretrained(name_or_path, **hub_options)
+    return config
+
+
+def resolve_dtype(dtype: torch.dtype | str | None, *, trainable: bool) -> torch.dtype | str:
+    """The one rule for the dtype of the weights of every model: policy, reference, reward and value model.
+
+    Args:
+        dtype: a torch dtype or its name; "auto", that of the checkpoint; None for the rule.
+        trainable: whether the model will be trained. None is then float32, since half precision is too coarse for the
+            updates of fine-tuning (`bf16=True` of the trainer computes in bf16 with float32 weights); otherwise None
+            is "auto".
+
+    Raises:
+        ValueError: `dtype` names no floating-point dtype.
+
+    Example:
+        >>> resolve_dtype(None, trainable=True), resolve_dtype(None, trainable=False)
+        (torch.float32, 'auto')
+    """
+    if dtype is None:
+        return torch.float32 if trainable else "auto"
+    if dtype == "auto":
+        return "auto"
+    named = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(named, torch.dtype) or not named.is_floating_point:
+        raise ValueError(f'dtype is {dtype!r}; it must be "auto" or a floating-point dtype, such as "bfloat16"')
+    return named
+
+
+def loaded_dtype(dtype: torch.dtype | str, config: PretrainedConfig) -> torch.dtype | None:
+    """The dtype that `dtype` will mean for a checkpoint, where its configuration tells."""
+    return dtype if isinstance(dtype, torch.dtype) else getattr(config, "dtype", None)
 
 
 def build_token_classifier(backbone: PreTrainedModel, *, share: bool) -> PreTrainedModel:
@@ -170,19 +216,6 @@ def load_tokenizer(
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
-
-
-def context_length(config: PretrainedConfig) -> int | None:
-    """Longest sequence the backbone was made for, where its configuration says so."""
-    length = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return length if isinstance(length, int) and length > 0 else None
-
-
-def check_vocabulary(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
-    """Raise `ValueError` when the tokenizer has ids that the model's embedding does not."""
-    rows = model.get_input_embeddings().weight.shape[0]
-    if 0 < rows < len(tokenizer):  # 0: sharded away by DeepSpeed
-        raise ValueError(f"the tokenizer has {len(tokenizer)} tokens; it must have at most the {rows} of the model")
 
 
 def gguf_options(gguf_file: str) -> dict[str, Any]:

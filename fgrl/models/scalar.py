@@ -15,6 +15,7 @@ from fgrl.models.loading import (
     build_token_classifier,
     find_head,
     load_token_classifier,
+    resolve_dtype,
     set_dropout,
 )
 from fgrl.ops import token_reward_head
@@ -68,6 +69,8 @@ class TokenScalarModel(nn.Module):
         cls: type[ModelT],
         name_or_path: str | os.PathLike[str],
         *,
+        trainable: bool = True,
+        dtype: torch.dtype | str | None = None,
         attn_implementation: str | None = "auto",
         dropout: float | None = 0.0,
         **kwargs: Any,
@@ -76,10 +79,13 @@ class TokenScalarModel(nn.Module):
 
         Args:
             name_or_path: folder, hub name, or path of one `.gguf` file.
+            trainable: False for a model that only scores: its weights are frozen.
+            dtype: a torch dtype or its name, or "auto", that of the checkpoint. By default float32 for a model to
+                train, since half precision is too coarse for its updates, and "auto" for one that only scores.
             attn_implementation: "auto" or a name of transformers; see `fgrl.models.resolve_attention`.
             dropout: probability of every dropout in the model, backbone and head. 0 makes the scalars in training those
                 of evaluation; None keeps what the checkpoint's config says.
-            **kwargs: passed to transformers: `dtype`, `gguf_file`, `revision`, `device_map`, ...
+            **kwargs: passed to transformers: `gguf_file`, `revision`, `device_map`, ...
 
         Returns:
             The model in evaluation mode. `head_loaded` says whether the checkpoint had a head.
@@ -87,7 +93,9 @@ class TokenScalarModel(nn.Module):
         Raises:
             ValueError: the backbone has no token-classification class, or the checkpoint has not one label.
         """
-        inner, head_loaded = load_token_classifier(name_or_path, attn_implementation=attn_implementation, **kwargs)
+        inner, head_loaded = load_token_classifier(
+            name_or_path, trainable=trainable, dtype=dtype, attn_implementation=attn_implementation, **kwargs
+        )
         if dropout is not None:
             set_dropout(inner, dropout)
         model = cls(inner)
@@ -96,7 +104,11 @@ class TokenScalarModel(nn.Module):
 
     @classmethod
     def from_backbone(
-        cls: type[ModelT], backbone: PreTrainedModel | TokenScalarModel, *, share: bool = False
+        cls: type[ModelT],
+        backbone: PreTrainedModel | TokenScalarModel,
+        *,
+        share: bool = False,
+        dtype: torch.dtype | str | None = None,
     ) -> ModelT:
         """Put a new head, all 0, on the backbone of a model in memory.
 
@@ -104,13 +116,23 @@ class TokenScalarModel(nn.Module):
             backbone: a causal LM, a base model, or another `TokenScalarModel`, without PEFT adapters.
             share: False copies the backbone and turns its dropout off. True keeps the very modules: both models then
                 train the same weights, and only the new head has no dropout.
+            dtype: of the copy: a torch dtype or its name, or "auto", that of the backbone. By default float32, as for
+                every model to train; a quantised backbone, or one that is shared, stays as it is.
 
         Raises:
-            ValueError: the backbone has no token-classification class, or carries adapters.
+            ValueError: `dtype` is given for shared modules; the backbone has no token-classification class, or carries
+                adapters.
         """
         if isinstance(backbone, TokenScalarModel):
             backbone = backbone.model
+        if share and dtype is not None:
+            raise ValueError(f"dtype is {dtype}; it must be None with share=True, since the modules are the backbone's")
+        if share or getattr(backbone, "is_quantized", False):
+            dtype = dtype or "auto"
         inner = build_token_classifier(backbone, share=share)
+        resolved = resolve_dtype(dtype, trainable=True)
+        if isinstance(resolved, torch.dtype):
+            inner.to(resolved)
         if not share:
             set_dropout(inner, 0.0)
         model = cls(inner)

@@ -13,7 +13,8 @@ from transformers import PreTrainedTokenizerBase
 
 from fgrl.models import ValueModel, load_causal_lm
 from fgrl.models.adapters import with_adapters
-from fgrl.models.loading import check_vocabulary, context_length, set_dropout
+from fgrl.models.fit import check_vocabulary, context_length
+from fgrl.models.loading import set_dropout
 from fgrl.trainer.ppo_config import FineGrainedPPOConfig
 from fgrl.trainer.reward_sources import RewardSource
 

@@ -14,7 +14,8 @@ from transformers.trainer import TRAINING_ARGS_NAME
 
 from fgrl.data import PairCollator, pad_token_id
 from fgrl.models.adapters import with_adapters
-from fgrl.models.loading import check_vocabulary, context_length, load_tokenizer
+from fgrl.models.fit import check_vocabulary, context_length
+from fgrl.models.loading import load_tokenizer
 from fgrl.models.packing import check_packing
 from fgrl.models.reward import TokenRewardModel
 from fgrl.models.scalar import token_scalars

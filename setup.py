@@ -19,6 +19,7 @@ PACKAGES = [
     "fgrl.kernels",
     "fgrl.models",
     "fgrl.ops",
+    "fgrl.preference",
     "fgrl.reference",
     "fgrl.trainer",
 ]

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from fgrl.models import TokenRewardHead, TokenRewardModel, ValueModel
     from fgrl.ops import PPOLossConfig
     from fgrl.ops.align_edits import align_edits
+    from fgrl.preference import extrapolate
     from fgrl.trainer import (
         FineGrainedPPOConfig,
         FineGrainedPPOTrainer,
@@ -29,6 +30,7 @@ _HOMES = {
     "PPOLossConfig": "fgrl.ops",
     "EditAlignment": "fgrl.alignment",
     "EditOp": "fgrl.alignment",
+    "extrapolate": "fgrl.preference",
     "use_backend": "fgrl.backend",
     "TokenRewardHead": "fgrl.models",
     "TokenRewardModel": "fgrl.models",
@@ -38,7 +40,7 @@ _HOMES = {
     "FineGrainedPPOTrainer": "fgrl.trainer",
     "FineGrainedPPOConfig": "fgrl.trainer",
 }
-_SUBMODULES = ("ops", "reference", "models", "data", "trainer", "kernels")
+_SUBMODULES = ("ops", "reference", "models", "data", "trainer", "preference", "kernels")
 
 __all__ = [
     "EditAlignment",
@@ -53,6 +55,7 @@ __all__ = [
     "ValueModel",
     "__version__",
     "align_edits",
+    "extrapolate",
     "ops",
     "reference",
     "use_backend",

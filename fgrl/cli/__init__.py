@@ -17,6 +17,7 @@ _COMMANDS = {
     "train-reward": "fgrl.cli.train_reward",
     "train-ppo": "fgrl.cli.train_ppo",
     "score": "fgrl.cli.score",
+    "extrapolate": "fgrl.cli.extrapolate",
 }
 
 

@@ -1,0 +1,5 @@
+"""Preference methods beside PPO. `extrapolate` needs safetensors only."""
+
+from fgrl.preference.expo import Extrapolation, extrapolate
+
+__all__ = ["Extrapolation", "extrapolate"]

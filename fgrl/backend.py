@@ -7,17 +7,18 @@ by device.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
-from functools import partial
+from functools import cache, partial
 from importlib import import_module
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 
-from fgrl import extension
+from fgrl import _settings, extension
 from fgrl.extension import interprets_kernels
+from fgrl.types import is_autocast_enabled
 
 Backend = Literal["auto", "triton", "cpp", "reference"]
 
@@ -34,7 +35,7 @@ _IMPLEMENTATIONS: dict[str, tuple[str, ...]] = {
     "linear_ppo_loss": ("cpp", "triton"),
 }
 
-_requested: ContextVar[Backend] = ContextVar("fgrl_backend", default="auto")
+_GPUS = ("cuda", "xpu")  # ROCm's devices are called cuda
 
 
 class Choice(NamedTuple):
@@ -53,8 +54,9 @@ def ops() -> list[str]:
 def use_backend(backend: Backend) -> Iterator[None]:
     """Run every op inside the `with` block on one backend.
 
-    "auto" takes the fastest available implementation. Any other name is a demand: an op that has no such
-    implementation, or cannot run it on its inputs' device, raises instead of falling back.
+    "auto" takes the fastest available implementation, and warns once when that is the reference. Any other name is a
+    demand: an op that has no such implementation, or cannot run it on its inputs' device, raises instead of falling
+    back. A function compiled with torch.compile is compiled again for each backend it is called under.
 
     Args:
         backend: "auto", "triton", "cpp" or "reference".
@@ -70,11 +72,11 @@ def use_backend(backend: Backend) -> Iterator[None]:
     """
     if backend not in get_args(Backend):
         raise ValueError(f"backend is {backend!r}; it must be one of {', '.join(get_args(Backend))}")
-    token = _requested.set(backend)
+    token = _settings.requested_backend.set(backend)
     try:
         yield
     finally:
-        _requested.reset(token)
+        _settings.requested_backend.reset(token)
 
 
 def explain(op: str, device: torch.device) -> Choice:
@@ -83,46 +85,70 @@ def explain(op: str, device: torch.device) -> Choice:
     Raises:
         RuntimeError: the backend demanded with `use_backend` cannot run this op on this device.
     """
-    requested = _requested.get()
-    if requested == "reference":
-        return Choice("reference", "requested with use_backend")
-    candidates = _IMPLEMENTATIONS[op] if requested == "auto" else (requested,)
-    reasons = []
-    for backend in candidates:
-        obstacle = _obstacle(op, backend, device)
-        if obstacle is None:
-            return Choice(backend, "fastest available" if requested == "auto" else "requested with use_backend")
-        reasons.append(f"{backend}: {obstacle}")
-    if requested != "auto":
-        raise RuntimeError(
-            f"{op} cannot run on the requested backend {reasons[0]}; use_backend('auto') or "
-            "use_backend('reference') would run it"
-        )
-    return Choice("reference", "; ".join(reasons) or "the only implementation of this op")
+    return _choose(op, device, _settings.backend)
 
 
 def resolve(op: str, device: torch.device) -> str:
     """Name of the backend `op` runs on for inputs on `device`; see `explain`.
 
-    torch.compile asks once, while it traces: a graph keeps the backend it was compiled with.
+    Warns once a process and reason when "auto" finds nothing faster than the reference.
     """
-    return explain(op, device).backend
+    return _resolve(op, device, _settings.backend)
+
+
+def _resolve(op: str, device: torch.device, requested: str) -> str:
+    choice = _choose(op, device, requested)
+    if choice.backend == "reference" and requested == "auto" and not extension.was_left_out():
+        _warn(device.type, choice.reason)
+    return choice.backend
 
 
 # What torch.compiler.assume_constant_result sets, which would import the compiler and Triton with every `import fgrl`.
-resolve._dynamo_marked_constant = True  # type: ignore[attr-defined]
+# The setting is an argument, so that torch.compile sees it and compiles again where it is another one.
+_resolve._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def _choose(op: str, device: torch.device, requested: str) -> Choice:
+    if requested == "reference":
+        return Choice("reference", "requested with use_backend")
+    candidates = _IMPLEMENTATIONS[op] if requested == "auto" else (requested,)
+    obstacles: dict[str, str] = {}
+    for backend in candidates:
+        obstacle = _obstacle(op, backend, device)
+        if obstacle is None:
+            return Choice(backend, "fastest available" if requested == "auto" else "requested with use_backend")
+        obstacles[backend] = obstacle
+    if requested != "auto":
+        raise RuntimeError(
+            f"{op} cannot run on the requested backend {requested}: {obstacles[requested]}; use_backend('auto') or "
+            "use_backend('reference') would run it"
+        )
+    # What keeps the implementation for this device from running; that the others are for other devices says nothing.
+    own = "cpp" if device.type == "cpu" else "triton"
+    return Choice("reference", obstacles.get(own) or "; ".join(f"{name}: {why}" for name, why in obstacles.items()))
+
+
+@cache
+def _warn(device_type: str, reason: str) -> None:
+    """Once a process for each reason: `cache` makes the second call do nothing, whatever the warning filters are."""
+    warnings.warn(
+        f"fgrl runs on the plain PyTorch reference for {device_type} tensors, which is slow: {reason} "
+        "(`fgrl doctor` shows more; fgrl.use_backend('reference') asks for it without this warning)",
+        RuntimeWarning,
+        stacklevel=5,
+    )
 
 
 def reference(op: str, device: torch.device) -> Callable[..., Any]:
     """`fgrl.reference.<op>`, with autocast off inside `torch.autocast`: an op says itself what it computes in.
 
-    The backward pass is not in its hands: PyTorch runs that under the autocast in which `backward` is called, so call
-    it outside.
+    The references of the `linear_*` ops see to that themselves, because autocast says what they multiply. The backward
+    pass is not in its hands: PyTorch runs that under the autocast in which `backward` is called, so call it outside.
     """
     from fgrl import reference
 
     function = getattr(reference, op)
-    if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
+    if not op.startswith("linear_") and is_autocast_enabled(device.type):
         return partial(_without_autocast, function, device.type)
     return function
 
@@ -142,8 +168,11 @@ def _obstacle(op: str, backend: str, device: torch.device) -> str | None:
         return extension.why_not()
     if device.type == "cpu" and not interprets_kernels():
         return "it runs on GPU tensors, and these are on cpu"
-    try:
-        import_module("triton")
-    except ImportError as error:
-        return f"triton cannot be imported ({error})"
+    if device.type not in (*_GPUS, "cpu", "meta"):
+        return f"it runs on tensors on {' or '.join(_GPUS)}, and these are on {device.type}"
+    for module in ("triton", "fgrl.kernels"):
+        try:
+            import_module(module)
+        except ImportError as error:
+            return f"{module} cannot be imported ({error})"
     return None

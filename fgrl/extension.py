@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 from functools import cache
 from importlib import import_module
+from importlib.metadata import Distribution, distributions
+from pathlib import Path
 from types import ModuleType
 
 import torch  # noqa: F401  (loads libtorch, which the extension is linked against)
@@ -23,7 +26,7 @@ def why_not() -> str | None:
     try:
         import_module("fgrl._C")
     except ModuleNotFoundError:
-        return "the extension fgrl._C is not installed (built with FGRL_SKIP_EXT=1?)"
+        return _why_missing()
     except ImportError as error:
         return f"the extension fgrl._C cannot be loaded ({error})"
     return None
@@ -37,3 +40,48 @@ def module() -> ModuleType | None:
 def available() -> bool:
     """Whether the C++ ops can run."""
     return why_not() is None
+
+
+def imported_from() -> Path:
+    """The folder of the package that runs."""
+    return Path(__file__).resolve().parent
+
+
+def installed_at() -> list[Path]:
+    """The folders of the packages that pip installed, in the order of `sys.path`."""
+    return [folder for folder, _ in _installs()]
+
+
+@cache
+def was_left_out() -> bool:
+    """Whether somebody asked for no extension: installed with FGRL_SKIP_EXT=1, or TRITON_INTERPRET is set."""
+    return interprets_kernels() or any(folder == imported_from() and is_pure for folder, is_pure in _installs())
+
+
+def _installs() -> list[tuple[Path, bool]]:
+    """The folder of each installed package, and whether it was built without the extension."""
+    found = []
+    for distribution in distributions(name="fgrl"):
+        wheel = distribution.read_text("WHEEL")
+        if wheel is not None:  # the egg-info that a build leaves in a source tree is no install
+            found.append((_folder(distribution), "Root-Is-Purelib: true" in wheel))
+    return found
+
+
+def _folder(distribution: Distribution) -> Path:
+    origin = json.loads(distribution.read_text("direct_url.json") or "{}")
+    if origin.get("dir_info", {}).get("editable"):
+        return Path(origin["url"].removeprefix("file://")).resolve() / "fgrl"
+    return Path(str(distribution.locate_file("fgrl"))).resolve()
+
+
+def _why_missing() -> str:
+    if was_left_out():
+        return "the extension fgrl._C was left out of this install (FGRL_SKIP_EXT=1)"
+    here, installed = imported_from(), installed_at()
+    if here in installed:
+        return f"the extension fgrl._C is missing from {here}; install fgrl again"
+    reason = f"fgrl is imported from {here}, a source tree without the extension fgrl._C"
+    if installed:
+        return f"{reason}, and the installed package is {installed[0]}; start Python in another folder"
+    return f"{reason}; install it with pip install"

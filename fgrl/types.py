@@ -125,3 +125,18 @@ def compute_dtype(*tensors: Tensor | None) -> torch.dtype:
     """What an op computes in and returns: fp64 when any of the tensors is fp64, else fp32."""
     is_double = any(tensor is not None and tensor.dtype == torch.float64 for tensor in tensors)
     return torch.float64 if is_double else torch.float32
+
+
+def is_autocast_enabled(device_type: str) -> bool:
+    """Whether `torch.autocast` is on for this kind of device."""
+    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+
+
+def autocast_dtype(device_type: str, *tensors: Tensor | None) -> torch.dtype | None:
+    """What `torch.autocast` makes of the operands of a product of these tensors; None where it leaves them alone.
+
+    It does so outside autocast, and fp64 always.
+    """
+    if not is_autocast_enabled(device_type) or compute_dtype(*tensors) == torch.float64:
+        return None
+    return torch.get_autocast_dtype(device_type)

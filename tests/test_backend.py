@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import shutil
+import subprocess
+import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -153,3 +158,145 @@ def test_tasks_do_not_see_each_others_choice(fake_op: str) -> None:
 def test_a_request_reaches_the_ops() -> None:
     with fgrl.use_backend("reference"):
         assert gae().advantages.tolist() == fgrl.reference.gae(torch.ones(1, 2), torch.zeros(1, 2)).advantages.tolist()
+
+
+@pytest.fixture
+def fresh_warnings() -> None:
+    backend._warn.cache_clear()
+
+
+def test_slowness_is_said_once_for_each_reason(
+    fake_op: str, monkeypatch: pytest.MonkeyPatch, fresh_warnings: None
+) -> None:
+    monkeypatch.setattr(backend.extension, "why_not", lambda: "it was not built")
+    monkeypatch.setattr(backend.extension, "was_left_out", lambda: False)
+    with pytest.warns(RuntimeWarning, match=r"reference for cpu tensors.*it was not built") as caught:
+        assert {backend.resolve(op, CPU) for op in (fake_op, "gae", fake_op, "whiten")} == {"reference"}
+    assert len(caught) == 1
+    with pytest.warns(RuntimeWarning, match=r"reference for mps tensors.*these are on mps"):
+        backend.resolve(fake_op, torch.device("mps"))
+
+
+@pytest.mark.filterwarnings("error")
+def test_slowness_that_was_asked_for_is_not_said(
+    fake_op: str, monkeypatch: pytest.MonkeyPatch, fresh_warnings: None
+) -> None:
+    with fgrl.use_backend("reference"):
+        assert backend.resolve(fake_op, CPU) == "reference"
+    monkeypatch.setattr(backend.extension, "why_not", lambda: "it was not built")
+    assert backend.explain(fake_op, CPU).backend == "reference", "to explain is not to run"
+    monkeypatch.setattr(backend.extension, "was_left_out", lambda: True)
+    assert backend.resolve(fake_op, CPU) == "reference"
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_gpu_without_triton(fake_op: str, monkeypatch: pytest.MonkeyPatch, fresh_warnings: None) -> None:
+    def absent(name: str) -> Any:
+        raise ModuleNotFoundError(f"No module named {name!r}")
+
+    monkeypatch.setattr(backend, "import_module", absent)
+    monkeypatch.setattr(backend.extension, "was_left_out", lambda: False)
+    with pytest.raises(RuntimeWarning, match=r"reference for cuda tensors.*triton cannot be imported"):
+        backend.resolve(fake_op, CUDA)
+
+
+def backends_of(compiled: Any, seen: list[str], *requests: str) -> list[str]:
+    """Which backends a compiled function runs on, called under each of the requests."""
+    found = []
+    for request in requests:
+        with fgrl.use_backend(request):  # type: ignore[arg-type]
+            compiled(torch.ones(1, 2))
+        found.append(seen[-1])
+    return found
+
+
+@pytest.fixture
+def compiled_gae(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, list[str]]:
+    """`gae` compiled into one graph, and a list to which each run adds the backend: the operator, or the reference."""
+    torch._dynamo.reset()
+    seen: list[str] = []
+
+    def watched(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        targets = [str(node.target) for node in graph.graph.nodes]
+        kind = "operator" if any("fgrl.gae" in target for target in targets) else "reference"
+
+        def run(*args: Any) -> Any:
+            seen.append(kind)
+            return graph.forward(*args)
+
+        return run
+
+    function = torch.compile(lambda x: fgrl.ops.gae(x, x).advantages, backend=watched, fullgraph=True)
+    return function, seen
+
+
+def test_a_compiled_function_follows_the_request_of_its_call(compiled_gae: Any) -> None:
+    compiled, seen = compiled_gae
+    own = "operator" if backend.resolve("gae", CPU) != "reference" else "reference"
+    requests = ("auto", "reference", "auto", "reference")
+    assert backends_of(compiled, seen, *requests) == [own, "reference", own, "reference"]
+    with fgrl.use_backend("reference"), fgrl.use_backend("auto"):
+        compiled(torch.ones(1, 2))
+    assert seen[-1] == own
+    other = "triton" if backend.resolve("gae", CPU) != "triton" else "cpp"
+    with fgrl.use_backend(other), pytest.raises(Exception, match=f"gae cannot run on the requested backend {other}"):
+        compiled(torch.ones(1, 2))
+    with fgrl.use_backend(backend.resolve("gae", CPU)):  # type: ignore[arg-type]
+        compiled(torch.ones(1, 2))
+    assert seen[-1] == own
+
+
+def test_a_compiled_function_follows_the_request_of_its_thread(compiled_gae: Any) -> None:
+    compiled, seen = compiled_gae
+    with fgrl.use_backend("reference"):
+        compiled(torch.ones(1, 2))
+        thread = threading.Thread(target=lambda: compiled(torch.ones(1, 2)))
+        thread.start()
+        thread.join(60)
+        compiled(torch.ones(1, 2))
+    own = "operator" if backend.resolve("gae", CPU) != "reference" else "reference"
+    assert seen == ["reference", own, "reference"]
+
+
+SOURCE_TREE = """
+import warnings
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    import torch, fgrl
+    for _ in range(2):
+        fgrl.ops.gae(torch.ones(1, 2), torch.zeros(1, 2))
+        fgrl.ops.whiten(torch.ones(1, 2), torch.ones(1, 2))
+print([str(warning.message) for warning in caught if "fgrl" in str(warning.message)])
+from fgrl.cli.doctor import diagnose
+report = diagnose("cpu")
+print(report["imported"], report["installed"])
+"""
+
+
+@pytest.mark.parametrize("skipped", [False, True], ids=["installed", "FGRL_SKIP_EXT"])
+def test_a_source_tree_that_hides_the_installed_package(skipped: bool, tmp_path: Path) -> None:
+    """After `pip install .`, Python started in the checkout imports the checkout."""
+    source = Path(fgrl.__file__).parent
+    site, checkout = tmp_path / "site", tmp_path / "checkout"
+    for folder in (site, checkout):
+        shutil.copytree(source, folder / "fgrl", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    record = site / "fgrl-0.1.0.dist-info"
+    record.mkdir()
+    (record / "METADATA").write_text("Metadata-Version: 2.1\nName: fgrl\nVersion: 0.1.0\n")
+    (record / "WHEEL").write_text(f"Wheel-Version: 1.0\nRoot-Is-Purelib: {str(skipped).lower()}\n")
+    packages = [path for path in sys.path if path.endswith("site-packages")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(site), *packages]), "TRITON_INTERPRET": ""}
+
+    def run(folder: Path) -> list[str]:
+        command = [sys.executable, "-S", "-c", SOURCE_TREE]
+        result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=True)
+        return result.stdout.splitlines()
+
+    said, paths = run(checkout)
+    assert said.count("source tree without the extension") == 1, said
+    assert f"{checkout}/fgrl" in said
+    assert f"the installed package is {site}/fgrl" in said
+    assert paths.startswith(f"{checkout}/fgrl ['{site}/fgrl'")
+    said, _ = run(tmp_path)
+    assert ("the extension fgrl._C is missing" in said) == (not skipped), said
+    assert (said == "[]") == skipped

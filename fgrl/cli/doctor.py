@@ -46,6 +46,8 @@ def diagnose(device: str | None = None) -> dict[str, Any]:
     choices = {op: backend.explain(op, target) for op in backend.ops()}
     return {
         "fgrl": fgrl.__version__,
+        "imported": str(extension.imported_from()),
+        "installed": [str(folder) for folder in extension.installed_at()],
         "python": platform.python_version(),
         "platform": platform.platform(),
         "torch": torch.__version__,
@@ -69,6 +71,8 @@ def _as_text(report: dict[str, Any]) -> str:
     packages = ", ".join(f"{name} {version or '(not installed)'}" for name, version in report["packages"].items())
     lines = [
         f"fgrl       {report['fgrl']}  (python {report['python']}, torch {report['torch']}, {sys.platform})",
+        f"imported   {report['imported']}",
+        f"installed  {', '.join(report['installed']) or 'nowhere: this is a source tree'}",
         f"packages   {packages}",
         f"extension  {report['extension']}",
         f"GPU        {', '.join(report['gpus']) or 'none'}",

@@ -155,6 +155,12 @@ def check_positive(name: str, value: float) -> None:
         raise ValueError(f"{name} is {value!r}; it must be a finite number greater than 0")
 
 
+def check_count(name: str, value: int) -> None:
+    """`value` must be a whole number of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)) or value < 1:
+        raise ValueError(f"{name} is {value!r}; it must be a whole number of at least 1")
+
+
 def check_finite(name: str, value: float) -> None:
     """`value` must be a finite number."""
     if not (is_number(value) and -math.inf < value < math.inf):

@@ -1,11 +1,11 @@
-"""What `linear_logprobs` and `linear_ppo_loss` share: the rows a mask keeps, and the logits of some of them at a time.
+"""What the `linear_*` ops share: the rows that a mask selects, and the logits of some of them at a time.
 
 Of a row of logits, with `z` what bias, soft-cap and temperature make of them, the ops need
 
     m = max z,   s = sum e^(z - m),   w = sum e^(z - m) (z - m),   z_target
     logp = z_target - m - log s,      entropy = log s - w / s
 
-and where `g` is a loss's derivative by logp and `h` that by the entropy, its gradient by `z` is, with `x = z - m`,
+and where `g` is a loss's gradient by logp and `h` that by the entropy, its gradient by `z` is, with `x = z - m`,
 
     e^x (h w / s - g - h x) / s + [z is the target] g
 
@@ -14,7 +14,6 @@ Statistics of parts of a row add up to those of the whole, whether the parts are
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import wraps
@@ -24,6 +23,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from fgrl.ops._chunks import budget_bytes, rows_at_once
 from fgrl.ops._library import LIBRARY, launch_with_triton
 from fgrl.ops._matmul import Head
 
@@ -31,16 +31,13 @@ LIBRARY.define(
     "logit_statistics(Tensor logits, Tensor? bias, Tensor targets, float temperature, float? softcap) -> Tensor"
 )
 LIBRARY.define(
-    "logit_gradient(Tensor logits, Tensor? bias, Tensor targets, Tensor slopes, float temperature, float? softcap, "
+    "logit_gradient(Tensor logits, Tensor? bias, Tensor targets, Tensor grads, float temperature, float? softcap, "
     "Tensor(a!) out) -> ()"
 )
 LIBRARY.define("vocabulary_shard(Tensor weight, str group) -> Tensor")
 launch_with_triton("logit_statistics", "linear")
 launch_with_triton("logit_gradient", "linear")
 
-# On the CPU larger chunks gain nothing, on a GPU smaller ones leave much of it idle.
-_CHUNK_MB = {"cpu": 64}
-_CHUNK_MB_ON_GPU = 1024
 _ALIGNMENT = 16  # rows of logits start where vector loads and matrix products like it
 
 
@@ -55,8 +52,8 @@ class Statistics(NamedTuple):
         """`[R]`, in nats."""
         return self.total.log() - self.moment / self.total
 
-    def slopes(self, logprobs: Tensor | None, entropy: Tensor | None, temperature: float) -> Tensor:
-        """`[4, R]` for `logit_gradient`, from a loss's derivatives by logprobs and entropy (None: it has none)."""
+    def grads(self, logprobs: Tensor | None, entropy: Tensor | None, temperature: float) -> Tensor:
+        """`[4, R]` for `logit_gradient`, from a loss's gradients by logprobs and entropy (None: it has none)."""
         zero = torch.zeros_like(self.max)
         by_logprob = zero if logprobs is None else logprobs.to(zero.dtype) / temperature
         by_entropy = zero if entropy is None else entropy.to(zero.dtype) / temperature
@@ -67,25 +64,43 @@ class Statistics(NamedTuple):
 class Chunk(NamedTuple):
     """Some rows and their logits, which the next chunk overwrites."""
 
-    places: slice | Tensor
-    """Where the rows are among all rows."""
+    rows: slice | Tensor
+    """Which of all rows these are."""
     hidden: Tensor
     targets: Tensor
     logits: Tensor
 
 
+class LinearOptions(NamedTuple):
+    """What the operators of the `linear_*` ops take after hidden, weight, targets, bias and mask: in this order."""
+
+    temperature: float
+    """What soft-capped logits are divided by."""
+    softcap: float | None
+    shard: Tensor | None
+    """Of `vocabulary_shard`, with `group`: the name of the process group that has the vocabulary."""
+    group: str | None
+    chunk_tokens: int
+    """Rows of a chunk; 0: as many as the budget has room for."""
+    autocast: torch.dtype | None
+    """What autocast makes of the operands of products; None: they stay as they are."""
+
+
+OPTIONS = "float temperature, float? softcap, Tensor? shard, str? group, SymInt chunk_tokens, ScalarType? autocast"
+
+
 class LinearRows:
-    """The rows of one call that its mask keeps.
+    """The rows of one call that its mask selects.
 
     Args:
         hidden: `[..., D]`.
         weight: `[V, D]`, or this process's part of it.
         targets: `[...]`.
         bias: `[V]`, or this process's part of it.
-        mask: `[...]`. Finding the rows it keeps makes the host wait for a GPU, once; None does not.
-        temperature: what soft-capped logits are divided by.
-        softcap: the soft-cap.
-        shard: of `vocabulary_shard`, with `group`: the name of the process group that has the vocabulary.
+        mask: `[...]`. Finding the rows it selects makes the host wait for a GPU; None does not.
+        options: the rest.
+        selected: the indices of the rows the mask selects, when they are known.
+        cast: of `Head`.
     """
 
     def __init__(
@@ -95,52 +110,54 @@ class LinearRows:
         targets: Tensor,
         bias: Tensor | None,
         mask: Tensor | None,
-        temperature: float,
-        softcap: float | None,
-        shard: Tensor | None,
-        group: str | None,
+        options: LinearOptions,
+        *,
+        selected: Tensor | None = None,
+        cast: Tensor | None = None,
     ) -> None:
         self.hidden = hidden.reshape(-1, hidden.shape[-1])
         self.targets = targets.reshape(-1).long()
-        if shard is not None:
-            self.targets = self.targets - shard[0]
+        if options.shard is not None:
+            self.targets = self.targets - options.shard[0]
         self.bias = bias
-        self.kept = None if mask is None else mask.reshape(-1).nonzero()[:, 0]
-        self.head = Head(weight, hidden, bias)
-        self.temperature, self.softcap = temperature, softcap
-        self._group = None if group is None else _process_group(group)
-        self.count = self.total if self.kept is None else self.kept.numel()
-        """How many rows are kept."""
+        self.selected = selected if mask is None or selected is not None else mask.reshape(-1).nonzero()[:, 0]
+        self.head = Head(weight, hidden, bias, options.autocast, cast)
+        self.temperature, self.softcap = options.temperature, options.softcap
+        self._group = None if options.group is None else _process_group(options.group)
+        self.count = self.total if self.selected is None else self.selected.numel()
+        """How many rows are selected."""
         self._width = -(-weight.shape[0] // _ALIGNMENT) * _ALIGNMENT
-        self.at_once = _rows_at_once(self.count, self._width * self._bytes_a_logit, hidden.device)
-        """How many of them `FGRL_CHUNK_MB` has room for."""
+        self.at_once = options.chunk_tokens or rows_at_once(
+            self.count, self._width, self._bytes_a_logit, budget_bytes(hidden.device), hidden.device.type
+        )
+        """How many of them a chunk has; the last one may have fewer."""
 
     @property
     def total(self) -> int:
-        """How many rows there are, kept or not."""
+        """How many rows there are, selected or not."""
         return self.hidden.shape[0]
 
     def empty(self, *shape: int) -> Tensor:
-        """A tensor of the dtype of the computation, with a last dimension of all rows; 0 in those not kept."""
-        make = self.hidden.new_empty if self.kept is None else self.hidden.new_zeros
+        """A tensor of the dtype of the computation, with a last dimension of all rows; 0 in those not selected."""
+        make = self.hidden.new_empty if self.selected is None else self.hidden.new_zeros
         return make(*shape, self.total, dtype=self.head.dtype)
 
     def chunks(self) -> Iterator[Chunk]:
-        """All kept rows in order, `at_once` at a time."""
+        """All selected rows in order, `at_once` at a time, in one buffer."""
         vocabulary = self.head.weight.shape[0]
-        buffer = self.hidden.new_empty(self.at_once, self._width, dtype=self.head.dtype)
+        buffer = self.hidden.new_empty(min(self.at_once, self.count), self._width, dtype=self.head.dtype)
         for start in range(0, self.count, max(self.at_once, 1)):
             end = min(start + self.at_once, self.count)
-            places = slice(start, end) if self.kept is None else self.kept[start:end]
-            hidden = self.hidden[places].to(self.head.operands)
+            index = slice(start, end) if self.selected is None else self.selected[start:end]
+            hidden = self.head.operand(self.hidden[index])
             logits = buffer[: hidden.shape[0], :vocabulary]
             self.head.logits(hidden, logits)
-            yield Chunk(places, hidden, self.targets[places], logits)
+            yield Chunk(index, hidden, self.targets[index], logits)
 
     @property
     def _bytes_a_logit(self) -> int:
         """A logit, and its gradient where that does not take its place."""
-        return self.head.dtype.itemsize + (0 if self.head.overwrites else self.head.operands.itemsize)
+        return self.head.dtype.itemsize + (0 if self.head.in_place else self.head.operands.itemsize)
 
     def statistics(self, chunk: Chunk) -> tuple[Tensor, Statistics]:
         """Log-probabilities `[R]` of the targets, and the statistics they come from."""
@@ -162,11 +179,11 @@ class LinearRows:
         total, moment, target = sums
         return target - total.log(), Statistics(largest, total, moment)
 
-    def hidden_gradient(self, slopes: Tensor) -> Tensor:
+    def hidden_grad(self, logits_grad: Tensor) -> Tensor:
         """`[R, D]`, from the gradient by the logits of a chunk."""
-        gradient = self.head.hidden_gradient(slopes)
-        self._reduce(gradient, "SUM")
-        return gradient
+        grad = self.head.hidden_grad(logits_grad)
+        self._reduce(grad, "SUM")
+        return grad
 
     def _reduce(self, tensor: Tensor, operation: str) -> None:
         if self._group is not None:
@@ -189,26 +206,27 @@ class Gradients:
         self.is_fp16 = rows.head.operands == torch.float16
         """Whether gradients by logits are, so that they must not become too small."""
         hidden, weight, dtype = rows.hidden, rows.head.weight, rows.head.dtype
-        make = hidden.new_empty if rows.kept is None else hidden.new_zeros
+        make = hidden.new_empty if rows.selected is None else hidden.new_zeros
         self.hidden = make(hidden.shape if wants[0] else 0, dtype=dtypes[0])
-        is_complete = rows.at_once == rows.count and rows.head.completes
-        self.weight = weight.new_empty(weight.shape if wants[1] else 0, dtype=dtypes[1] if is_complete else dtype)
+        # A single product may be rounded as it is written, a sum of several only at the end.
+        rounds_once = rows.at_once >= rows.count and rows.head.rounds_once and dtypes[1] == rows.head.operands
+        self.weight = weight.new_empty(weight.shape if wants[1] else 0, dtype=dtypes[1] if rounds_once else dtype)
         self.bias = weight.new_zeros(weight.shape[0] if wants[2] else 0, dtype=dtype)
 
     def add(self, chunk: Chunk, statistics: Statistics, logprobs: Tensor | None, entropy: Tensor | None) -> None:
-        """Take in a chunk, given a loss's derivatives by its logprobs and entropies. Its logits are overwritten."""
+        """Take in a chunk, given a loss's gradients by its logprobs and entropies. Its logits are overwritten."""
         rows = self._rows
-        slopes, out = statistics.slopes(logprobs, entropy, rows.temperature), chunk.logits
+        grads, out = statistics.grads(logprobs, entropy, rows.temperature), chunk.logits
         if rows.head.operands != out.dtype:
-            own = out if rows.head.overwrites else out.new_empty(out.shape[0], out.stride(0), dtype=rows.head.operands)
+            own = out if rows.head.in_place else out.new_empty(out.shape[0], out.stride(0), dtype=rows.head.operands)
             out = own.view(rows.head.operands)[:, : out.shape[1]]
         torch.ops.fgrl.logit_gradient(
-            chunk.logits, rows.bias, chunk.targets, slopes, rows.temperature, rows.softcap, out
+            chunk.logits, rows.bias, chunk.targets, grads, rows.temperature, rows.softcap, out
         )
         if self._wants[0]:
-            self.hidden[chunk.places] = rows.hidden_gradient(out).to(self.hidden.dtype)
+            self.hidden[chunk.rows] = rows.hidden_grad(out).to(self.hidden.dtype)
         if self._wants[1]:
-            rows.head.weight_gradient(out, chunk.hidden, self.weight, add=not self._is_first)
+            rows.head.weight_grad(out, chunk.hidden, self.weight, add=not self._is_first)
         if self._wants[2]:
             self.bias += out.sum(0, dtype=self.bias.dtype)
         self._is_first = False
@@ -237,7 +255,7 @@ def fake_gradients(
 
 
 def implement(op: str, function: Callable[..., Any]) -> None:
-    """Make `function` the implementation of `fgrl::<op>` on every device; autocast does not reach into it."""
+    """Make `function` the implementation of `fgrl::<op>` on every device, with autocast off inside it."""
 
     @wraps(function)
     def run(hidden: Tensor, *args: Any) -> Any:
@@ -246,20 +264,6 @@ def implement(op: str, function: Callable[..., Any]) -> None:
             return function(hidden, *args)
 
     LIBRARY.impl(op, run, "CompositeExplicitAutograd")
-
-
-def _rows_at_once(count: int, bytes_a_row: int, device: torch.device) -> int:
-    """The fewest chunks of equal size that fit into the budget."""
-    default = _CHUNK_MB.get(device.type, _CHUNK_MB_ON_GPU)
-    setting = os.environ.get("FGRL_CHUNK_MB", default)
-    try:
-        budget = float(setting) * 2**20
-    except ValueError:
-        budget = 0
-    if not budget > 0:
-        raise ValueError(f"FGRL_CHUNK_MB is {setting!r}; it must be a number of MiB greater than 0")
-    most = max(1, int(budget / bytes_a_row))
-    return -(-count // max(1, -(-count // most)))
 
 
 def _vocabulary_shard(weight: Tensor, group: str) -> Tensor:

@@ -20,7 +20,7 @@ from fgrl.types import compute_dtype
 LIBRARY.define("matmul(Tensor a, Tensor b, bool add, Tensor(a!) out) -> ()")
 LIBRARY.define("prefers_matmul(ScalarType dtype) -> bool")
 
-_BLOCK = 4096  # words of the head that are converted at a time
+_BLOCK = 4096  # vocabulary rows of the head that are converted at a time
 
 
 class Head:
@@ -30,45 +30,65 @@ class Head:
         weight: the head, as the caller has it.
         hidden: any tensor of the dtype of the hidden states.
         bias: the bias, which has a say in the dtype of the computation.
+        autocast: what autocast makes of operands; None: they stay as they are.
+        cast: the head as an earlier call has cast it for autocast (`cast` of that Head).
     """
 
-    def __init__(self, weight: Tensor, hidden: Tensor, bias: Tensor | None) -> None:
-        self.weight = weight
+    def __init__(
+        self,
+        weight: Tensor,
+        hidden: Tensor,
+        bias: Tensor | None,
+        autocast: torch.dtype | None = None,
+        cast: Tensor | None = None,
+    ) -> None:
         self.dtype = compute_dtype(hidden, weight, bias)
         """What products are accumulated and returned in."""
-        common = torch.promote_types(hidden.dtype, weight.dtype)
+        common = torch.promote_types(hidden.dtype, weight.dtype) if autocast is None else autocast
         self.operands = common if _accumulates_wider(weight.device.type, common, self.dtype) else self.dtype
         """What is multiplied: hidden states, the head, and gradients by logits."""
-        self.overwrites = self.operands == self.dtype or weight.device.type == "cpu"
+        self.in_place = self.operands == self.dtype or weight.device.type == "cpu"
         """Whether gradients by logits take their place. In a shorter format not on a GPU, where parts of a row are
         written while others are read."""
-        self._block = weight.shape[0] if weight.dtype == self.operands else _BLOCK
+        if autocast in (None, weight.dtype):
+            self.cast = weight.new_empty(0, dtype=autocast)
+            """The head in the dtype of autocast, cast once for all chunks and for the backward pass; else empty."""
+            self.weight = weight
+        else:
+            self.cast = weight.to(autocast) if cast is None else cast
+            self.weight = self.cast
+        self._autocast = autocast
+        self._block = self.weight.shape[0] if self.weight.dtype == self.operands else _BLOCK
 
     @property
-    def completes(self) -> bool:
+    def rounds_once(self) -> bool:
         """Whether a product may be returned in the dtype of the operands, rounded once: in bf16 on a CPU."""
-        return self.overwrites and self.operands != self.dtype
+        return self.in_place and self.operands != self.dtype
+
+    def operand(self, hidden: Tensor) -> Tensor:
+        """Hidden states `[R, D]` as they are multiplied, rounded to the dtype of autocast where there is one."""
+        return (hidden if self._autocast is None else hidden.to(self._autocast)).to(self.operands)
 
     def logits(self, hidden: Tensor, out: Tensor) -> None:
         """`out [R, V] = hidden [R, D] @ weight.T`"""
-        for words, weight in self._blocks():
-            multiply(hidden, weight.T, out[:, words])
+        for block, weight in self._blocks():
+            multiply(hidden, weight.T, out[:, block])
 
-    def hidden_gradient(self, slopes: Tensor) -> Tensor:
-        """`slopes [R, V] @ weight`, `[R, D]`."""
-        result = slopes.new_empty(slopes.shape[0], self.weight.shape[1], dtype=self.dtype)
-        for words, weight in self._blocks():
-            (multiply_add if words.start else multiply)(slopes[:, words], weight, result)
+    def hidden_grad(self, logits_grad: Tensor) -> Tensor:
+        """`logits_grad [R, V] @ weight`, `[R, D]`."""
+        result = logits_grad.new_empty(logits_grad.shape[0], self.weight.shape[1], dtype=self.dtype)
+        for block, weight in self._blocks():
+            (multiply_add if block.start else multiply)(logits_grad[:, block], weight, result)
         return result
 
-    def weight_gradient(self, slopes: Tensor, hidden: Tensor, out: Tensor, *, add: bool) -> None:
-        """`out [V, D] = slopes [R, V].T @ hidden [R, D]`, or `+=`."""
-        (multiply_add if add else multiply)(slopes.T, hidden, out)
+    def weight_grad(self, logits_grad: Tensor, hidden: Tensor, out: Tensor, *, add: bool) -> None:
+        """`out [V, D] = logits_grad [R, V].T @ hidden [R, D]`, or `+=`."""
+        (multiply_add if add else multiply)(logits_grad.T, hidden, out)
 
     def _blocks(self) -> Iterator[tuple[slice, Tensor]]:
         for start in range(0, self.weight.shape[0], self._block):
-            words = slice(start, start + self._block)
-            yield words, self.weight[words].to(self.operands)
+            block = slice(start, start + self._block)
+            yield block, self.weight[block].to(self.operands)
 
 
 def multiply(a: Tensor, b: Tensor, out: Tensor) -> None:

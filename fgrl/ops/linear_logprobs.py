@@ -7,22 +7,30 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from fgrl import backend
 from fgrl.ops import _checks
 from fgrl.ops._library import LIBRARY
-from fgrl.ops._linear import Gradients, LinearRows, Statistics, fake_gradients, implement
-from fgrl.types import compute_dtype
-
-INPUTS = (
-    "Tensor hidden, Tensor weight, Tensor targets, Tensor? bias, Tensor? mask, float temperature, float? softcap, "
-    "Tensor? shard, str? group"
+from fgrl.ops._linear import (
+    OPTIONS,
+    Gradients,
+    LinearOptions,
+    LinearRows,
+    Statistics,
+    fake_gradients,
+    implement,
 )
-LIBRARY.define(f"linear_logprobs({INPUTS}) -> (Tensor logprobs, Tensor entropy, Tensor statistics)")
+from fgrl.types import autocast_dtype, compute_dtype
+
+INPUTS = f"Tensor hidden, Tensor weight, Tensor targets, Tensor? bias, Tensor? mask, {OPTIONS}"
+LIBRARY.define(f"linear_logprobs({INPUTS}) -> (Tensor logprobs, Tensor entropy, Tensor statistics, Tensor cast)")
 LIBRARY.define(
-    f"linear_logprobs_backward({INPUTS}, Tensor statistics, Tensor? logprob_slopes, Tensor? entropy_slopes, "
+    f"linear_logprobs_backward({INPUTS}, Tensor statistics, Tensor cast, Tensor? logprobs_grad, Tensor? entropy_grad, "
     "bool[3] wants) -> (Tensor hidden_grad, Tensor weight_grad, Tensor bias_grad)"
 )
+# The rows that the mask of a forward pass selects, for its backward pass, by the statistics that the two share.
+_SELECTED = WeakTensorKeyDictionary()
 
 
 def linear_logprobs(
@@ -36,14 +44,20 @@ def linear_logprobs(
     mask: Tensor | None = None,
     return_entropy: bool = False,
     process_group: Any = None,
+    chunk_tokens: int | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Log-probability of each target token, and on request the entropy, from the last hidden states.
 
     `z = W h + b`, soft-capped as `softcap * tanh(z / softcap)`, divided by `temperature`; then
     `logp = z_target - logsumexp(z)`. Differentiable in hidden, weight and bias.
 
-    There are never more logits than `FGRL_CHUNK_MB` has room for (environment; default 64 MiB on the CPU, 1024 on a
-    GPU): the backward pass computes them again. They are fp32 before the softmax also for bf16 and fp16 input.
+    There are never more logits than `chunk_tokens` rows, or than `FGRL_CHUNK_MB` has room for (environment; default
+    64 MiB on the CPU, 1/32 of the memory of a GPU): the backward pass computes them again. They are fp32 before the
+    softmax also for bf16 and fp16 input.
+
+    Inside `torch.autocast` the operands of the products are rounded to its dtype, as those of `torch.nn.Linear` are,
+    and nothing else is: logits, sums and gradients by fp32 inputs stay fp32. The head is cast once, for all chunks and
+    for the backward pass, which needs no autocast around it.
 
     Args:
         hidden: `[N, D]` or `[B, T, D]`; fp32, bf16 or fp16. The state at the position that *predicts* the target.
@@ -53,11 +67,14 @@ def linear_logprobs(
         temperature: the sampling temperature, greater than 0; applied after the soft-cap.
         softcap: logit soft-cap (Gemma 2: 30), greater than 0.
         mask: shape of `targets`, bool or 0/1. Rows with mask 0 are never multiplied. Finding the others makes the
-            host wait for the GPU, once; rows that are packed already and no mask do not.
+            host wait for the GPU, once for both passes; rows that are packed already and no mask do not.
         return_entropy: also return the entropy (nats) of each row's distribution.
         process_group: the processes over which the vocabulary is split (tensor parallelism). `weight` and `bias` are
-            then this process's words, those of lower ranks before them, of any number; all else is the same on each.
+            then this process's vocabulary rows, those of lower ranks before them, of any number; all else is the same
+            on each.
             The gradient by `hidden` is that of the whole vocabulary, those by `weight` and `bias` are the local ones.
+        chunk_tokens: rows of logits at once, at least 1, best a multiple of 128 on a GPU. Default: as many as
+            `FGRL_CHUNK_MB` has room for.
 
     Returns:
         `logprobs` in the shape of `targets`, or `(logprobs, entropy)`; fp32 (fp64 when an input is fp64), exactly 0
@@ -72,7 +89,7 @@ def linear_logprobs(
         >>> fgrl.ops.linear_logprobs(torch.zeros(2, 3), torch.zeros(8, 3), torch.tensor([1, 7]))
         tensor([-2.0794, -2.0794])
     """
-    shard = check_linear_inputs(hidden, weight, targets, bias, temperature, softcap, mask, process_group)
+    shard = check_linear_inputs(hidden, weight, targets, bias, temperature, softcap, mask, process_group, chunk_tokens)
     if backend.resolve("linear_logprobs", hidden.device) == "reference":
         return backend.reference("linear_logprobs", hidden.device)(
             hidden,
@@ -84,18 +101,10 @@ def linear_logprobs(
             mask=mask,
             return_entropy=return_entropy,
             process_group=process_group,
+            chunk_tokens=chunk_tokens,
         )
-    logprobs, entropy, _ = torch.ops.fgrl.linear_logprobs(
-        hidden,
-        weight,
-        targets,
-        bias,
-        mask,
-        float(temperature),
-        None if softcap is None else float(softcap),
-        shard,
-        group_name(process_group),
-    )
+    options = linear_options(hidden, weight, bias, temperature, softcap, shard, process_group, chunk_tokens)
+    logprobs, entropy, *_ = torch.ops.fgrl.linear_logprobs(hidden, weight, targets, bias, mask, *options)
     return (logprobs, entropy) if return_entropy else logprobs
 
 
@@ -108,6 +117,7 @@ def check_linear_inputs(
     softcap: float | None,
     mask: Tensor | None,
     process_group: Any,
+    chunk_tokens: int | None,
 ) -> Tensor | None:
     """Validation that `linear_logprobs` and `linear_ppo_loss` share; what `vocabulary_shard` says, for a group."""
     _checks.check_float("hidden", hidden)
@@ -117,7 +127,7 @@ def check_linear_inputs(
     if weight.ndim != 2 or weight.shape[1] != hidden.shape[-1]:
         raise ValueError(f"weight has shape {list(weight.shape)}; it must be [V, {hidden.shape[-1]}] like hidden")
     if weight.numel() == 0:
-        raise ValueError(f"weight has shape {list(weight.shape)}; it must have at least one word and one column")
+        raise ValueError(f"weight has shape {list(weight.shape)}; it must have at least one row and one column")
     _checks.check_device("weight", weight, "hidden", hidden)
     _checks.check_shape("targets", targets, hidden.shape[:-1], "hidden without its last dimension")
     if targets.dtype not in (torch.int32, torch.int64):
@@ -131,6 +141,8 @@ def check_linear_inputs(
     _checks.check_positive("temperature", temperature)
     if softcap is not None:
         _checks.check_positive("softcap", softcap)
+    if chunk_tokens is not None:
+        _checks.check_count("chunk_tokens", chunk_tokens)
     _checks.check_mask("mask", mask, "targets", targets)
     group = group_name(process_group)
     shard = None if group is None else torch.ops.fgrl.vocabulary_shard(weight, group)
@@ -142,6 +154,27 @@ def check_linear_inputs(
     return shard
 
 
+def linear_options(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    temperature: float,
+    softcap: float | None,
+    shard: Tensor | None,
+    process_group: Any,
+    chunk_tokens: int | None,
+) -> LinearOptions:
+    """The options of a checked call as the operators take them."""
+    return LinearOptions(
+        float(temperature),
+        None if softcap is None else float(softcap),
+        shard,
+        group_name(process_group),
+        chunk_tokens or 0,
+        autocast_dtype(hidden.device.type, hidden, weight, bias),
+    )
+
+
 def group_name(process_group: Any) -> str | None:
     """The name by which an operator finds the group again."""
     if process_group is not None and not hasattr(process_group, "group_name"):
@@ -150,25 +183,32 @@ def group_name(process_group: Any) -> str | None:
     return None if process_group is None else process_group.group_name
 
 
-def _forward(hidden: Tensor, weight: Tensor, targets: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-    rows = LinearRows(hidden, weight, targets, *rest)
+def _forward(
+    hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, mask: Tensor | None, *options: Any
+) -> tuple[Tensor, ...]:
+    rows = LinearRows(hidden, weight, targets, bias, mask, LinearOptions(*options))
     logprobs, entropy, statistics = rows.empty(), rows.empty(), rows.empty(3)
     for chunk in rows.chunks():
-        logprobs[chunk.places], found = rows.statistics(chunk)
-        entropy[chunk.places] = found.entropy()
-        statistics[:, chunk.places] = torch.stack(found)
-    return logprobs.reshape(targets.shape), entropy.reshape(targets.shape), statistics
+        logprobs[chunk.rows], found = rows.statistics(chunk)
+        entropy[chunk.rows] = found.entropy()
+        statistics[:, chunk.rows] = torch.stack(found)
+    if rows.selected is not None:
+        _SELECTED[statistics] = rows.selected
+    return logprobs.reshape(targets.shape), entropy.reshape(targets.shape), statistics, rows.head.cast
 
 
-def _backward(hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
+def _backward(
+    hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, mask: Tensor | None, *rest: Any
+) -> tuple[Tensor, ...]:
     """Four products with the forward's: the logits once more, then the gradients by hidden states and head."""
-    *options, statistics, logprob_slopes, entropy_slopes, wants = rest
-    rows = LinearRows(hidden, weight, targets, bias, *options)
+    *options, statistics, cast, logprobs_grad, entropy_grad, wants = rest
+    selected = _SELECTED.get(statistics)
+    rows = LinearRows(hidden, weight, targets, bias, mask, LinearOptions(*options), selected=selected, cast=cast)
     gradients = Gradients(rows, wants, dtypes(hidden, weight, bias))
-    slopes = [None if slope is None else slope.reshape(-1) for slope in (logprob_slopes, entropy_slopes)]
+    grads = [None if grad is None else grad.reshape(-1) for grad in (logprobs_grad, entropy_grad)]
     for chunk in rows.chunks():
-        found = Statistics(*statistics[:, chunk.places])
-        gradients.add(chunk, found, *(None if slope is None else slope[chunk.places] for slope in slopes))
+        found = Statistics(*statistics[:, chunk.rows])
+        gradients.add(chunk, found, *(None if grad is None else grad[chunk.rows] for grad in grads))
         del chunk  # its logits are not needed beside the result
     return gradients.result(hidden.shape)
 
@@ -179,11 +219,12 @@ implement("linear_logprobs_backward", _backward)
 
 @torch.library.register_fake("fgrl::linear_logprobs", lib=LIBRARY)
 def _forward_fake(
-    hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, *rest: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    dtype = compute_dtype(hidden, weight, bias)
+    hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, mask: Tensor | None, *options: Any
+) -> tuple[Tensor, ...]:
+    dtype, autocast = compute_dtype(hidden, weight, bias), LinearOptions(*options).autocast
     logprobs, entropy = (hidden.new_empty(targets.shape, dtype=dtype) for _ in range(2))
-    return logprobs, entropy, hidden.new_empty(3, targets.numel(), dtype=dtype)
+    cast = weight.new_empty(0 if autocast in (None, weight.dtype) else weight.shape, dtype=autocast)
+    return logprobs, entropy, hidden.new_empty(3, targets.numel(), dtype=dtype), cast
 
 
 @torch.library.register_fake("fgrl::linear_logprobs_backward", lib=LIBRARY)
@@ -194,29 +235,31 @@ def _backward_fake(
 
 
 def dtypes(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> list[torch.dtype]:
+    """Of the gradients by hidden, weight and bias."""
     return [hidden.dtype, weight.dtype, weight.dtype if bias is None else bias.dtype]
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    hidden, weight, targets, bias, mask, temperature, softcap, shard, group = inputs
-    ctx.mark_non_differentiable(output[2])
+    hidden, weight, targets, bias, mask, *rest = inputs
+    options = LinearOptions(*rest)
+    ctx.mark_non_differentiable(*output[2:])
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(hidden, weight, targets, bias, mask, shard, output[2])
-    ctx.options = temperature, softcap, group
+    ctx.save_for_backward(hidden, weight, targets, bias, mask, options.shard, *output[2:])
+    ctx.options = options._replace(shard=None)
 
 
 @once_differentiable
-def _formula(ctx: Any, logprobs: Tensor | None, entropy: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
-    *inputs, shard, statistics = ctx.saved_tensors
-    temperature, softcap, group = ctx.options
-    wants = [ctx.needs_input_grad[place] for place in (0, 1, 3)]
-    result: list[Tensor | None] = [None] * 9
-    if logprobs is not None or entropy is not None:
+def _formula(ctx: Any, logprobs_grad: Tensor | None, entropy_grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    *inputs, shard, statistics, cast = ctx.saved_tensors
+    options = ctx.options._replace(shard=shard)
+    wants = [ctx.needs_input_grad[index] for index in (0, 1, 3)]
+    result: list[Tensor | None] = [None] * (len(inputs) + len(options))
+    if logprobs_grad is not None or entropy_grad is not None:
         found = torch.ops.fgrl.linear_logprobs_backward(
-            *inputs, temperature, softcap, shard, group, statistics, logprobs, entropy, wants
+            *inputs, *options, statistics, cast, logprobs_grad, entropy_grad, wants
         )
-        for place, wanted, gradient in zip((0, 1, 3), wants, found, strict=True):
-            result[place] = gradient if wanted else None
+        for index, wanted, grad in zip((0, 1, 3), wants, found, strict=True):
+            result[index] = grad if wanted else None
     return tuple(result)
 
 

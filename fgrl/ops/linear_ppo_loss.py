@@ -12,8 +12,8 @@ from fgrl import backend
 from fgrl.ops import _checks
 from fgrl.ops._aggregation import AGGREGATIONS, split_normalizer, wants_gradient
 from fgrl.ops._library import LIBRARY
-from fgrl.ops._linear import Gradients, LinearRows, fake_gradients, implement
-from fgrl.ops.linear_logprobs import INPUTS, check_linear_inputs, dtypes, group_name
+from fgrl.ops._linear import Gradients, LinearOptions, LinearRows, fake_gradients, implement
+from fgrl.ops.linear_logprobs import INPUTS, check_linear_inputs, dtypes, linear_options
 from fgrl.ops.ppo_loss import STATS, scalars
 from fgrl.types import LinearPPOLoss, PPOLossConfig, compute_dtype
 
@@ -24,6 +24,7 @@ LIBRARY.define(
     "float importance_cap, bool[3] wants) "
     "-> (Tensor loss, Tensor stats, Tensor logprobs, Tensor hidden_grad, Tensor weight_grad, Tensor bias_grad)"
 )
+_LINEAR_OPTIONS = len(LinearOptions._fields)
 _TOKEN_SUM = AGGREGATIONS.index("token-sum")
 
 
@@ -44,14 +45,15 @@ def linear_ppo_loss(
     cu_seqlens: Tensor | None = None,
     config: PPOLossConfig = PPOLossConfig(),
     process_group: Any = None,
+    chunk_tokens: int | None = None,
 ) -> LinearPPOLoss:
     """`linear_logprobs` followed by `ppo_loss`, with the same numbers; entropy comes from the same pass.
 
-    Gradients are computed along with the loss, chunk by chunk of `FGRL_CHUNK_MB` (environment; default 64 MiB on the
-    CPU, 1024 on a GPU): three matrix products in all, no logits are kept and none are computed again. That of the head
-    is summed in fp32 also for bf16 and fp16 weights, so it takes 4 bytes a weight while the forward runs (on a CPU only
-    where there are several chunks). The backward pass multiplies by the slope of the loss, in place unless
-    `retain_graph=True` asks for another one.
+    Gradients are computed along with the loss, in chunks as in `linear_logprobs`: three matrix products in all, no
+    logits are kept and none are computed again. That of the head is summed in fp32 also for bf16 and fp16 weights, so
+    it takes 4 bytes a weight while the forward runs (on a CPU only where there are several chunks). The backward pass
+    multiplies by the gradient of the loss, in place unless `retain_graph=True` asks for another one. Inside
+    `torch.autocast` operands are rounded as in `linear_logprobs`.
 
     Args:
         hidden: `[N, D]` or `[B, T, D]`; the state at the position that *predicts* the target.
@@ -70,6 +72,7 @@ def linear_ppo_loss(
         cu_seqlens: `[B + 1]` offsets of packed `[N]` tokens; the seq-* aggregations need it for packed tokens.
         config: the options of the loss.
         process_group: the processes over which the vocabulary is split, as in `linear_logprobs`.
+        chunk_tokens: rows of logits at once, as in `linear_logprobs`.
 
     Returns:
         `LinearPPOLoss(loss, stats, logprobs)`: see `ppo_loss`; `logprobs` without gradient, in the shape of `targets`.
@@ -85,7 +88,7 @@ def linear_ppo_loss(
         >>> result.loss, result.logprobs
         (tensor(-1., grad_fn=...), tensor([-2.0794, -2.0794]))
     """
-    shard = check_linear_inputs(hidden, weight, targets, bias, temperature, softcap, mask, process_group)
+    shard = check_linear_inputs(hidden, weight, targets, bias, temperature, softcap, mask, process_group, chunk_tokens)
     _checks.check_config(config)
     _checks.check_float("advantages", advantages)
     for name, tensor in (
@@ -119,6 +122,7 @@ def linear_ppo_loss(
             cu_seqlens=cu_seqlens,
             config=config,
             process_group=process_group,
+            chunk_tokens=chunk_tokens,
         )
     divisor, denominator = split_normalizer(normalizer, hidden.device)
     loss, stats, logprobs, *_ = torch.ops.fgrl.linear_ppo_loss(
@@ -127,10 +131,7 @@ def linear_ppo_loss(
         targets,
         bias,
         mask,
-        float(temperature),
-        None if softcap is None else float(softcap),
-        shard,
-        group_name(process_group),
+        *linear_options(hidden, weight, bias, temperature, softcap, shard, process_group, chunk_tokens),
         old_logprobs,
         advantages,
         ref_logprobs,
@@ -147,39 +148,42 @@ def linear_ppo_loss(
 def _forward(
     hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, mask: Tensor | None, *rest: Any
 ) -> tuple[Tensor, ...]:
-    *select, old_logprobs, advantages, ref_logprobs, rollout_logprobs = rest[:8]
-    *aggregation, clip_low, clip_high, dual_clip, kl_coef, kl_estimator, entropy_coef, importance_cap, wants = rest[8:]
+    linear, rest = LinearOptions(*rest[:_LINEAR_OPTIONS]), rest[_LINEAR_OPTIONS:]
+    old_logprobs, advantages, ref_logprobs, rollout_logprobs = rest[:4]
+    *aggregation, clip_low, clip_high, dual_clip, kl_coef, kl_estimator, entropy_coef, importance_cap, wants = rest[4:]
     options = (clip_low, clip_high, dual_clip, kl_coef, kl_estimator, entropy_coef, importance_cap)
-    rows = LinearRows(hidden, weight, targets, bias, mask, *select)
+    rows = LinearRows(hidden, weight, targets, bias, mask, linear)
     logprobs, entropy = rows.empty(), rows.empty()
-    gradients = Gradients(rows, wants, _kept_dtypes(hidden, weight, bias))
-    shares, late = _shares(targets, logprobs, mask, aggregation, gradients.is_fp16) if any(wants) else (None, None)
+    gradients = Gradients(rows, wants, _saved_dtypes(hidden, weight, bias))
+    shares, deferred_scale = (
+        _shares(targets, logprobs, mask, aggregation, gradients.is_fp16) if any(wants) else (None, None)
+    )
     for chunk in rows.chunks():
         logps, statistics = rows.statistics(chunk)
         entropies = statistics.entropy()
-        logprobs[chunk.places], entropy[chunk.places] = logps, entropies
+        logprobs[chunk.rows], entropy[chunk.rows] = logps, entropies
         if shares is None:
             continue
         old, advantage, ref, rollout, share = (
-            None if tensor is None else tensor.reshape(-1)[chunk.places]
+            None if tensor is None else tensor.reshape(-1)[chunk.rows]
             for tensor in (old_logprobs, advantages, ref_logprobs, rollout_logprobs, shares)
         )
         tokens = (logps, old, advantage, None, ref, entropies, rollout, None, None, 0.0, _TOKEN_SUM)
-        slopes, entropy_slopes = torch.ops.fgrl.ppo_loss(*tokens, *options, True, entropy_coef != 0)[3:]
-        gradients.add(chunk, statistics, slopes * share, entropy_slopes * share if entropy_coef else None)
+        grads, entropy_grads = torch.ops.fgrl.ppo_loss(*tokens, *options, True, entropy_coef != 0)[3:]
+        gradients.add(chunk, statistics, grads * share, entropy_grads * share if entropy_coef else None)
         del chunk  # its logits are not needed beside the result
     logprobs, entropy = logprobs.reshape(targets.shape), entropy.reshape(targets.shape)
     everything = (logprobs, old_logprobs, advantages, mask, ref_logprobs, entropy, rollout_logprobs)
     loss, stats = torch.ops.fgrl.ppo_loss(*everything, *aggregation, *options, False, False)[:2]
-    return loss, stats, logprobs, *gradients.result(hidden.shape, late)
+    return loss, stats, logprobs, *gradients.result(hidden.shape, deferred_scale)
 
 
 def _shares(
     targets: Tensor, logprobs: Tensor, mask: Tensor | None, aggregation: list[Any], is_fp16: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """What the derivative of each token's loss is multiplied by to be that of the whole, and a factor left for later.
+    """What the gradient of each token's loss is multiplied by to be that of the whole, and a factor left for the end.
 
-    The derivative of the loss that is the sum of the log-probabilities. fp16 has no room for a gradient divided by a
+    The gradient of the loss that is the sum of the log-probabilities. fp16 has no room for a gradient divided by a
     number of tokens: there that waits until sums in fp32 are complete.
     """
     zeros = logprobs.new_zeros(targets.shape)
@@ -194,16 +198,16 @@ implement("linear_ppo_loss", _forward)
 @torch.library.register_fake("fgrl::linear_ppo_loss", lib=LIBRARY)
 def _fake(hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
     dtype = compute_dtype(hidden, weight, bias)
-    loss_dtype = compute_dtype(hidden, weight, bias, *rest[5:9])
+    loss_dtype = compute_dtype(hidden, weight, bias, *rest[_LINEAR_OPTIONS + 1 : _LINEAR_OPTIONS + 5])
     return (
         hidden.new_empty((), dtype=loss_dtype),
         hidden.new_empty(len(STATS), dtype=loss_dtype),
         hidden.new_empty(targets.shape, dtype=dtype),
-        *fake_gradients(hidden, weight, rest[-1], _kept_dtypes(hidden, weight, bias)),
+        *fake_gradients(hidden, weight, rest[-1], _saved_dtypes(hidden, weight, bias)),
     )
 
 
-def _kept_dtypes(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> list[torch.dtype]:
+def _saved_dtypes(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> list[torch.dtype]:
     """What the gradients wait for the backward pass in: fp16 would lose what its loss scale is there to keep."""
     return [torch.float32 if dtype == torch.float16 else dtype for dtype in dtypes(hidden, weight, bias)]
 
@@ -217,22 +221,22 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 
 @once_differentiable
-def _formula(ctx: Any, slope: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+def _formula(ctx: Any, loss_grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
     result: list[Tensor | None] = [None] * ctx.inputs
-    if slope is not None:
-        for place, gradient, dtype in zip((0, 1, 3), ctx.saved_tensors, ctx.dtypes, strict=True):
-            if ctx.needs_input_grad[place]:
-                result[place] = _multiply(gradient, slope).to(dtype)
+    if loss_grad is not None:
+        for index, grad, dtype in zip((0, 1, 3), ctx.saved_tensors, ctx.dtypes, strict=True):
+            if ctx.needs_input_grad[index]:
+                result[index] = _multiply(grad, loss_grad).to(dtype)
     return tuple(result)
 
 
-def _multiply(gradient: Tensor, slope: Tensor) -> Tensor:
-    """`gradient * slope`, in place where nobody can ask for the gradient again: it is as large as the head."""
-    if type(gradient) is not Tensor or torch._C._autograd._get_current_graph_task_keep_graph():
-        return gradient * slope
-    if slope.device.type == "cpu" and slope == 1:
-        return gradient
-    return gradient.mul_(slope)
+def _multiply(grad: Tensor, loss_grad: Tensor) -> Tensor:
+    """`grad * loss_grad`, in place where nobody can ask for the gradient again: it is as large as the head."""
+    if type(grad) is not Tensor or torch._C._autograd._get_current_graph_task_keep_graph():
+        return grad * loss_grad
+    if loss_grad.device.type == "cpu" and loss_grad == 1:
+        return grad
+    return grad.mul_(loss_grad)
 
 
 torch.library.register_autograd("fgrl::linear_ppo_loss", _formula, setup_context=_setup_context, lib=LIBRARY)

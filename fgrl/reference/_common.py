@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from fgrl.types import autocast_dtype, is_autocast_enabled
 
 
 def as_mask(mask: Tensor | None, like: Tensor) -> Tensor:
@@ -71,5 +75,40 @@ class _GatheredShards(torch.autograd.Function):
         return torch.cat([other[:length] for other, length in zip(shards, lengths, strict=True)])
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient[ctx.rows], None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad[ctx.rows], None
+
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def rounds_operands(function: Function) -> Function:
+    """Autocast for a function of `hidden`, `weight` and more: it rounds the operands of products and nothing else.
+
+    Everything is computed in fp32, with hidden states and head rounded to the dtype of autocast first. Their gradient
+    passes the rounding as it is.
+    """
+
+    @wraps(function)
+    def run(hidden: Tensor, weight: Tensor, *args: Any, **options: Any) -> Any:
+        kind = hidden.device.type
+        if not is_autocast_enabled(kind):
+            return function(hidden, weight, *args, **options)
+        dtype = autocast_dtype(kind, hidden, weight, options.get("bias"))
+        if dtype is not None:
+            hidden, weight = (_Rounded.apply(tensor, dtype) for tensor in (hidden, weight))  # type: ignore[no-untyped-call]
+        with torch.autocast(kind, enabled=False):
+            return function(hidden, weight, *args, **options)
+
+    return cast("Function", run)
+
+
+class _Rounded(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+        ctx.dtype = tensor.dtype
+        return tensor.to(dtype).float()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad.to(ctx.dtype), None

@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fgrl.reference._common import as_mask, gather_shards
+from fgrl.reference._common import as_mask, gather_shards, rounds_operands
 from fgrl.types import compute_dtype
 
 
+@rounds_operands
 def linear_logprobs(
     hidden: Tensor,
     weight: Tensor,
@@ -22,6 +23,7 @@ def linear_logprobs(
     mask: Tensor | None = None,
     return_entropy: bool = False,
     process_group: Any = None,
+    chunk_tokens: int | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """See `fgrl.ops.linear_logprobs`.
 

@@ -6,12 +6,13 @@ from typing import Any
 
 from torch import Tensor
 
-from fgrl.reference._common import as_mask, gather_shards
+from fgrl.reference._common import as_mask, gather_shards, rounds_operands
 from fgrl.reference.linear_logprobs import entropies, target_logprobs, valid_log_softmax
 from fgrl.reference.ppo_loss import ppo_loss
 from fgrl.types import LinearPPOLoss, PPOLossConfig
 
 
+@rounds_operands
 def linear_ppo_loss(
     hidden: Tensor,
     weight: Tensor,
@@ -29,6 +30,7 @@ def linear_ppo_loss(
     cu_seqlens: Tensor | None = None,
     config: PPOLossConfig = PPOLossConfig(),
     process_group: Any = None,
+    chunk_tokens: int | None = None,
 ) -> LinearPPOLoss:
     """See `fgrl.ops.linear_ppo_loss`: `linear_logprobs` with its entropy, then `ppo_loss`.
 

@@ -1,4 +1,7 @@
-"""Inside `torch.autocast` every op computes what it computes outside: low precision in, fp32 inside, the same bits."""
+"""Inside `torch.autocast` every op computes what it computes outside: low precision in, fp32 inside, the same bits.
+
+The `linear_*` ops round the operands of their products; `test_linear_autocast.py` is about those.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +66,7 @@ def outputs_and_gradients(outputs: list[Tensor], inputs: dict[str, Any]) -> list
 
 @pytest.mark.parametrize("autocast", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("op", [op for op in backend.ops() if op != "align_edits"])
+@pytest.mark.parametrize("op", [op for op in backend.ops() if op != "align_edits" and not op.startswith("linear_")])
 def test_same_bits_inside_and_outside(op: str, dtype: torch.dtype, autocast: torch.dtype) -> None:
     inputs = arguments(op, dtype)
     run = getattr(fgrl.ops, op)
@@ -79,7 +82,7 @@ def test_same_bits_inside_and_outside(op: str, dtype: torch.dtype, autocast: tor
 
 
 @pytest.mark.parametrize("enabled", [True, False], ids=["autocast", "plain"])
-@pytest.mark.parametrize("op", ["token_reward_head", "linear_ppo_loss"])
+@pytest.mark.parametrize("op", ["token_reward_head", "edit_preference_loss"])
 def test_compiled_inside_and_outside(op: str, enabled: bool) -> None:
     """Gradients to bf16: torch.compile traces a backward pass under the caller's autocast, whatever the forward did."""
     inputs = arguments(op, torch.bfloat16)

@@ -344,8 +344,21 @@ def test_operators_keep_their_promises_to_pytorch(wants: bool) -> None:
     inputs, constants = draw(33, 16, 6), tokens(6)
     leaves = {name: leaf(tensor) if wants and tensor.is_floating_point() else tensor for name, tensor in inputs.items()}
     mask = torch.tensor([1, 0, 1, 1, 1, 0])
-    linear = (leaves["hidden"], leaves["weight"], leaves["targets"], leaves["bias"], mask, 0.7, 3.0, None, None)
+    linear = (
+        leaves["hidden"],
+        leaves["weight"],
+        leaves["targets"],
+        leaves["bias"],
+        mask,
+        0.7,
+        3.0,
+        None,
+        None,
+        0,
+        None,
+    )
     torch.library.opcheck(torch.ops.fgrl.linear_logprobs.default, linear)
+    torch.library.opcheck(torch.ops.fgrl.linear_logprobs.default, (*linear[:-2], 2, torch.bfloat16))
     old, advantages = constants["old_logprobs"], constants["advantages"]
     options = (None, None, None, None, 0.0, 0, 0.2, 0.2, float("inf"), 0.0, 0, 0.1, float("inf"), [wants] * 3)
     torch.library.opcheck(torch.ops.fgrl.linear_ppo_loss.default, (*linear, old, advantages, *options))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
 from importlib.metadata import Distribution, distributions
@@ -11,6 +13,9 @@ from pathlib import Path
 from types import ModuleType
 
 import torch  # noqa: F401  (loads libtorch, which the extension is linked against)
+
+CPU_CAPABILITIES = ("default", "avx2", "avx512", "avx512_bf16")
+"""The instruction sets the C++ is compiled for, each of which has all that the one before it has."""
 
 
 def interprets_kernels() -> bool:
@@ -20,15 +25,22 @@ def interprets_kernels() -> bool:
 
 @cache
 def why_not() -> str | None:
-    """Why the C++ ops cannot run, or None when they can. Loads the extension on the first call."""
+    """Why the C++ ops cannot run, or None when they can. Loads the extension on the first call.
+
+    Raises:
+        ValueError: the environment variable FGRL_CPU_CAPABILITY is none of `CPU_CAPABILITIES`.
+    """
     if interprets_kernels():
         return "TRITON_INTERPRET is set, which puts interpreted Triton kernels in its place"
     try:
-        import_module("fgrl._C")
+        compiled = import_module("fgrl._C")
     except ModuleNotFoundError:
         return _why_missing()
     except ImportError as error:
         return f"the extension fgrl._C cannot be loaded ({error})"
+    if limit := os.environ.get("FGRL_CPU_CAPABILITY"):
+        _check_capability("FGRL_CPU_CAPABILITY", limit)
+        compiled.limit_cpu_capability(limit)
     return None
 
 
@@ -40,6 +52,40 @@ def module() -> ModuleType | None:
 def available() -> bool:
     """Whether the C++ ops can run."""
     return why_not() is None
+
+
+def cpu_capability() -> str | None:
+    """The instruction set that the C++ ops run on, one of `CPU_CAPABILITIES`; None where they cannot run.
+
+    The best one of this processor, within `limit_cpu_capability` and the environment variable FGRL_CPU_CAPABILITY.
+    """
+    compiled = module()
+    return None if compiled is None else str(compiled.cpu_capability())
+
+
+@contextmanager
+def limit_cpu_capability(limit: str) -> Iterator[None]:
+    """Inside the `with` block C++ ops use no better instruction set than `limit`, in all threads of the process.
+
+    To have the results of another processor, to the bit; ATEN_CPU_CAPABILITY does the same for PyTorch's own ops. The
+    environment variable FGRL_CPU_CAPABILITY sets the limit of a whole process. Without the extension it does nothing.
+
+    Args:
+        limit: one of `CPU_CAPABILITIES`; one that the processor does not have is no limit.
+
+    Raises:
+        ValueError: `limit` is another.
+    """
+    _check_capability("limit", limit)
+    compiled = module()
+    if compiled is None:
+        yield
+        return
+    before = compiled.limit_cpu_capability(limit)
+    try:
+        yield
+    finally:
+        compiled.limit_cpu_capability(before)
 
 
 def imported_from() -> Path:
@@ -85,3 +131,8 @@ def _why_missing() -> str:
     if installed:
         return f"{reason}, and the installed package is {installed[0]}; start Python in another folder"
     return f"{reason}; install it with pip install"
+
+
+def _check_capability(name: str, value: str) -> None:
+    if value not in CPU_CAPABILITIES:
+        raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(CPU_CAPABILITIES)}")

@@ -4,8 +4,6 @@
 
 namespace {
 
-fgrl::Cpu cpu;
-
 // Pairs of `length` tokens of which one in `every` is edited.
 void align(int64_t count, int64_t length, uint32_t every) {
   std::vector<int32_t> tokens[2];
@@ -25,7 +23,7 @@ void align(int64_t count, int64_t length, uint32_t every) {
   std::vector<uint8_t> original(tokens[0].size()), edited(tokens[1].size());
   measured([&] {
     fgrl::align_batch<int32_t>({tokens[0].data(), offsets[0].data()}, {tokens[1].data(), offsets[1].data()}, count, 1,
-                               {fgrl::Algorithm::AUTO, cpu}, distance.data(), original.data(), edited.data(),
+                               fgrl::Algorithm::AUTO, distance.data(), original.data(), edited.data(),
                                [](int64_t, auto&& work) { work(); });
   });
 }
@@ -33,8 +31,7 @@ void align(int64_t count, int64_t length, uint32_t every) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  return run(argc, argv, [](bool is_avx2) { cpu = is_avx2 ? fgrl::Cpu::AVX2 : fgrl::Cpu::BASELINE; },
-             {{"align_edits 8192 tokens, 1 %", [] { align(2, 8192, 100); }},
+  return run(argc, argv, {{"align_edits 8192 tokens, 1 %", [] { align(2, 8192, 100); }},
               {"align_edits 2048 tokens, 30 %", [] { align(4, 2048, 3); }},
               {"align_edits 64 tokens, 10 %", [] { align(128, 64, 10); }}});
 }

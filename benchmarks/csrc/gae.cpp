@@ -1,6 +1,6 @@
 #include "advantages/gae.h"
 
-#include "binary.h"
+#include "tensors/binary.h"
 #include "instructions.h"
 
 namespace {
@@ -41,8 +41,7 @@ void binary() {
 }  // namespace
 
 int main(int argc, char** argv) {
-  return run(argc, argv, [](bool is_avx2) { fgrl::isa_limit = is_avx2 ? fgrl::Isa::AVX2 : fgrl::Isa::BASELINE; },
-             {{"gae", [] { advantages(false, 0); }},
+  return run(argc, argv, {{"gae", [] { advantages(false, 0); }},
               {"gae, holes", [] { advantages(false, 32); }},
               {"gae, holes of a token", [] { advantages(false, 1); }},
               {"token_advantages", [] { advantages(true, 0); }},

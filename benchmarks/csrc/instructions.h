@@ -11,6 +11,8 @@
 #include <string>
 #include <vector>
 
+#include "simd/isa.h"
+
 using Work = std::function<void()>;
 
 extern "C" void fgrl_measured(const Work& work) {
@@ -30,15 +32,14 @@ inline std::vector<float> numbers(int64_t size) {
   return values;
 }
 
-// `limit(is_avx2)` holds the header to an instruction set.
-inline int run(int argc, char** argv, const std::function<void(bool)>& limit, const std::map<std::string, Work>& works) {
+inline int run(int argc, char** argv, const std::map<std::string, Work>& works) {
   if (argc != 3) {
     for (const auto& [name, work] : works) std::puts(name.c_str());
     return 0;
   }
   const auto work = works.find(argv[1]);
   if (work == works.end()) return std::fprintf(stderr, "unknown work %s\n", argv[1]), 1;
-  limit(std::string(argv[2]) == "avx2");
+  fgrl::isa_limit = std::string(argv[2]) == "avx2" ? fgrl::Isa::AVX2 : fgrl::Isa::BASELINE;
   work->second();
   return 0;
 }

@@ -48,6 +48,5 @@ static void edit_preference_loss() {
 }
 
 int main(int argc, char** argv) {
-  return run(argc, argv, [](bool is_avx2) { isa_limit = is_avx2 ? Isa::AVX2 : Isa::BASELINE; },
-             {{"ppo_loss", ppo_loss}, {"value_loss", value_loss}, {"edit_preference_loss", edit_preference_loss}});
+  return run(argc, argv, {{"ppo_loss", ppo_loss}, {"value_loss", value_loss}, {"edit_preference_loss", edit_preference_loss}});
 }

@@ -16,6 +16,5 @@ static void matmul() {
 }
 
 int main(int argc, char** argv) {
-  return run(argc, argv, [](bool is_avx2) { isa_limit = is_avx2 ? Isa::AVX2 : Isa::BASELINE; },
-             {{"matmul", matmul}});
+  return run(argc, argv, {{"matmul", matmul}});
 }

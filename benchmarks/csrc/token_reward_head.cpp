@@ -23,6 +23,5 @@ static void head(bool is_backward) {
 }
 
 int main(int argc, char** argv) {
-  return run(argc, argv, [](bool is_avx2) { isa_limit = is_avx2 ? Isa::AVX2 : Isa::BASELINE; },
-             {{"token_reward_head", [] { head(false); }}, {"token_reward_head, backward", [] { head(true); }}});
+  return run(argc, argv, {{"token_reward_head", [] { head(false); }}, {"token_reward_head, backward", [] { head(true); }}});
 }

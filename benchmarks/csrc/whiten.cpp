@@ -13,5 +13,5 @@ static void whiten() {
 }
 
 int main(int argc, char** argv) {
-  return run(argc, argv, [](bool is_avx2) { fgrl::isa_limit = is_avx2 ? fgrl::Isa::AVX2 : fgrl::Isa::BASELINE; }, {{"whiten", whiten}});
+  return run(argc, argv, {{"whiten", whiten}});
 }

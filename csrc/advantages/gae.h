@@ -16,7 +16,7 @@
 #include <cstring>
 #include <vector>
 
-#include "rows.h"
+#include "tensors/rows.h"
 #include "simd/vector.h"
 
 namespace fgrl {

@@ -3,7 +3,7 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include "tensors.h"
+#include "tensors/tensors.h"
 
 namespace {
 

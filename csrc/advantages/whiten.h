@@ -7,7 +7,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "rows.h"
+#include "tensors/rows.h"
 #include "simd/vector.h"
 
 namespace fgrl {

@@ -30,27 +30,20 @@ struct Packed {
   Core<Token> operator[](int64_t i) const { return {tokens + cu_seqlens[i], cu_seqlens[i + 1] - cu_seqlens[i]}; }
 };
 
-enum class Algorithm { AUTO = 0, WAVEFRONT = 1, BIT_PARALLEL = 2, SMALL = 3 };
-
 // What a caller may force; the labels are the same whatever it is.
-struct Path {
-  Algorithm algorithm = Algorithm::AUTO;
-  Cpu cpu = Cpu::AUTO;
-
-  bool operator!=(const Path& other) const { return algorithm != other.algorithm || cpu != other.cpu; }
-};
+enum class Algorithm { AUTO = 0, WAVEFRONT = 1, BIT_PARALLEL = 2, SMALL = 3 };
 
 // Aligns pairs one after another, reusing its memory.
 template <typename Token>
 class Aligner {
  public:
-  explicit Aligner(Path path)
-      : cpu_(usable_cpu(path.cpu)),
-        path_(path),
-        equal_run_(cpu_),
+  Aligner(Algorithm algorithm, Isa isa)
+      : algorithm_(algorithm),
+        isa_(isa),
+        equal_run_(isa),
         wavefront_(equal_run_),
-        small_(cpu_),
-        bit_parallel_(cpu_) {}
+        small_(isa),
+        bit_parallel_(isa) {}
 
   // Aligns one pair by the time `finish` returns; the labels must be KEEP on entry.
   void add(Core<Token> a, Core<Token> b, Labels labels, int64_t* distance) {
@@ -68,11 +61,11 @@ class Aligner {
       *distance = trace_back(equal_run_, a, b, prefix, labels, [](int64_t, int64_t) { return 0u; });  // never asked
       return;
     }
-    const bool forced = path_.algorithm == Algorithm::WAVEFRONT;
+    const bool forced = algorithm_ == Algorithm::WAVEFRONT;
     const double budget = forced ? std::numeric_limits<double>::infinity() : bit_parallel_cost(a, b);
     if (wavefront_.search(a, b, wavefront_limit(a, b, budget), budget)) {
       *distance = wavefront_.align(a, b, prefix, labels);
-    } else if (path_.algorithm == Algorithm::BIT_PARALLEL || !small_.add(a, b, prefix, labels, distance)) {
+    } else if (algorithm_ == Algorithm::BIT_PARALLEL || !small_.add(a, b, prefix, labels, distance)) {
       *distance = bit_parallel_.align(a, b, prefix, labels);
     }
   }
@@ -80,7 +73,7 @@ class Aligner {
   // Aligns the pairs that were put aside.
   void finish() { small_.finish(); }
 
-  Path path() const { return path_; }
+  bool runs(Algorithm algorithm, Isa isa) const { return algorithm_ == algorithm && isa_ == isa; }
 
   // Bytes held for the next pair.
   size_t memory() const { return wavefront_.memory() + bit_parallel_.memory(); }
@@ -91,14 +84,14 @@ class Aligner {
   double bit_parallel_cost(Core<Token> a, Core<Token> b) const {
     const double rows = static_cast<double>(std::min(a.size, b.size));
     const double columns = static_cast<double>(std::max(a.size, b.size)), words = std::ceil(rows / 64) * columns;
-    if (is_short(a, b)) return 100 + (cpu_ == Cpu::AVX512 ? 1.5 : cpu_ == Cpu::AVX2 ? 3.0 : 5.0) * words;
-    return 5 * (rows + columns) + (cpu_ == Cpu::AVX512 ? 0.9 : cpu_ == Cpu::AVX2 ? 1.4 : 3.5) * words;
+    if (is_short(a, b)) return 100 + (isa_ >= Isa::AVX512 ? 1.5 : isa_ == Isa::AVX2 ? 3.0 : 5.0) * words;
+    return 5 * (rows + columns) + (isa_ >= Isa::AVX512 ? 0.9 : isa_ == Isa::AVX2 ? 1.4 : 3.5) * words;
   }
 
   // The distance up to which the wavefront may look, LONGEST for its memory's sake.
   int64_t wavefront_limit(Core<Token> a, Core<Token> b, double budget) const {
-    if (path_.algorithm == Algorithm::WAVEFRONT) return a.size + b.size;
-    if (path_.algorithm != Algorithm::AUTO) return -1;
+    if (algorithm_ == Algorithm::WAVEFRONT) return a.size + b.size;
+    if (algorithm_ != Algorithm::AUTO) return -1;
     // One word a column costs no more than the first few levels.
     if (is_short(a, b) && std::min(a.size, b.size) <= 64) return -1;
     return std::min(static_cast<int64_t>(Wavefront::distance_for(2 * budget)), LONGEST);
@@ -109,8 +102,8 @@ class Aligner {
   }
 
   static constexpr int64_t LONGEST = 2800;
-  Cpu cpu_;
-  Path path_;
+  Algorithm algorithm_;
+  Isa isa_;
   EqualRun equal_run_;
   Wavefront wavefront_;
   Small<Token> small_;
@@ -121,8 +114,8 @@ class Aligner {
 template <typename Token>
 class ThreadAligner {
  public:
-  explicit ThreadAligner(Path path) {
-    if (!kept() || kept()->path() != path) kept() = std::make_unique<Aligner<Token>>(path);
+  ThreadAligner(Algorithm algorithm, Isa isa) {
+    if (!kept() || !kept()->runs(algorithm, isa)) kept() = std::make_unique<Aligner<Token>>(algorithm, isa);
   }
   ThreadAligner(const ThreadAligner&) = delete;
 
@@ -163,8 +156,10 @@ std::vector<int64_t> longest_first(Packed<Token> original, Packed<Token> edited,
 
 // Aligns `batch` pairs. `parallel(tasks, f)` calls f() `tasks` times, on as many threads as it likes.
 template <typename Token, typename Parallel>
-void align_batch(Packed<Token> original, Packed<Token> edited, int64_t batch, int64_t num_threads, Path path,
-                 int64_t* distance, uint8_t* original_ops, uint8_t* edited_ops, Parallel&& parallel) {
+void align_batch(Packed<Token> original, Packed<Token> edited, int64_t batch, int64_t num_threads,
+                 Algorithm algorithm, int64_t* distance, uint8_t* original_ops, uint8_t* edited_ops,
+                 Parallel&& parallel) {
+  const Isa isa = fgrl::isa();
   num_threads = std::min(num_threads, batch);
   const std::vector<int64_t> order = num_threads > 1 ? longest_first(original, edited, batch) : std::vector<int64_t>();
   const auto pair_at = [&](int64_t at) { return order.empty() ? at : order[at]; };
@@ -189,7 +184,7 @@ void align_batch(Packed<Token> original, Packed<Token> edited, int64_t batch, in
     if (tokens < 4096.0 * static_cast<double>(batch)) {
       const auto start = std::chrono::steady_clock::now();
       double done = 0, seconds = 0;
-      ThreadAligner<Token> aligner(path);
+      ThreadAligner<Token> aligner(algorithm, isa);
       while (end > 0 && seconds < SECONDS) {
         align(aligner, --end);
         done += static_cast<double>(original[pair_at(end)].size + edited[pair_at(end)].size);
@@ -201,7 +196,7 @@ void align_batch(Packed<Token> original, Packed<Token> edited, int64_t batch, in
     num_threads = std::min(num_threads, 1 + static_cast<int64_t>(std::min(threads, 1e9)));
   }
   parallel(num_threads, [&] {
-    ThreadAligner<Token> aligner(path);
+    ThreadAligner<Token> aligner(algorithm, isa);
     for (;;) {
       // Several short pairs at a time, one where few are left.
       const int64_t left = end - next.load(std::memory_order_relaxed);

@@ -13,7 +13,7 @@
 
 #include "align/labels.h"
 #include "align/remap.h"
-#include "align/strip_x86.h"
+#include "align/strip.h"
 #include "align/trace.h"
 
 namespace fgrl {
@@ -21,7 +21,7 @@ namespace fgrl {
 template <typename Token>
 class BitParallel {
  public:
-  explicit BitParallel(Cpu cpu) : cpu_(cpu) {}
+  explicit BitParallel(Isa isa) : isa_(isa) {}
 
   // Aligns two non-empty cores; returns their distance.
   int64_t align(Core<Token> a, Core<Token> b, int64_t prefix, const Labels& labels) {
@@ -36,7 +36,7 @@ class BitParallel {
     walk_back(swapped ? ~uint64_t{0} : 0);
     const TokenSets row_sets{kept_rows_.data(), substituted_rows_.data()};
     const TokenSets column_sets{kept_columns_.data(), substituted_columns_.data()};
-    return write_path(cpu_, a, b, prefix, labels, swapped ? column_sets : row_sets, swapped ? row_sets : column_sets);
+    return write_path(isa_, a, b, prefix, labels, swapped ? column_sets : row_sets, swapped ? row_sets : column_sets);
   }
 
   size_t memory() const {
@@ -87,7 +87,7 @@ class BitParallel {
 
   // The first pass, over every tile but the last, which the trace-back computes anyway.
   void prepare() {
-    runner_ = strip_runner(cpu_, rows());
+    runner_ = FGRL_FOR_ISA(isa_, strip_runner)(rows());
     strips_ = (rows() + 64 * runner_.lanes - 1) / (64 * runner_.lanes);
     blocks_ = (columns() + BLOCK - 1) / BLOCK;
     border_words_ = (columns() + 63) / 64;
@@ -177,7 +177,7 @@ class BitParallel {
     return run;
   }
 
-  Cpu cpu_;
+  Isa isa_;
   StripRunner runner_{};
   Remap<Token> remap_;
   std::vector<uint32_t> row_ids_, column_ids_;     // token numbers of both sides

@@ -3,12 +3,12 @@
 
 #include <cstdint>
 
-#include "simd/cpu.h"
+#include "simd/isa.h"
 
 namespace fgrl {
 
 // 64 for 0.
-static FGRL_INLINE int64_t leading_zeros(uint64_t word) {
+FGRL_KERNEL int64_t leading_zeros(uint64_t word) {
 #if defined(__GNUC__)
   return word == 0 ? 64 : __builtin_clzll(word);
 #else
@@ -19,7 +19,7 @@ static FGRL_INLINE int64_t leading_zeros(uint64_t word) {
 }
 
 // 64 for 0.
-static FGRL_INLINE int64_t trailing_zeros(uint64_t word) { return 64 - leading_zeros(~word & (word - 1)); }
+FGRL_KERNEL int64_t trailing_zeros(uint64_t word) { return 64 - leading_zeros(~word & (word - 1)); }
 
 // Not the compiler's, which is a call of a function where the instruction cannot be assumed.
 inline int64_t count_bits(uint64_t word) {
@@ -29,7 +29,7 @@ inline int64_t count_bits(uint64_t word) {
 }
 
 // All bits up to the highest that is set.
-static FGRL_INLINE uint64_t all_below(uint64_t word) {
+FGRL_KERNEL uint64_t all_below(uint64_t word) {
   return word == 0 ? 0 : ~uint64_t{0} >> leading_zeros(word);
 }
 

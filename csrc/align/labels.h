@@ -6,8 +6,8 @@
 #include <cstring>
 
 #include "align/bits.h"
-#include "simd/cpu.h"
 #include "align/trace.h"
+#include "simd/isa.h"
 
 namespace fgrl {
 
@@ -58,26 +58,8 @@ inline uint64_t spread(uint64_t byte) {
   return ((single + 0x7f7f7f7f7f7f7f7fu) | single) >> 7 & 0x0101010101010101u;
 }
 
-inline void expand_baseline(const TokenSets& sets, int64_t size, uint8_t other, uint8_t* labels) {
-  for (int64_t i = 0; i < size; i += 8) {
-    const uint64_t kept = sets.kept[i / 64] >> (i % 64) & 0xff;
-    const uint64_t substituted = sets.substituted[i / 64] >> (i % 64) & 0xff;
-    const uint64_t eight = spread(substituted) | spread(~(kept | substituted) & 0xff) * other;
-    std::memcpy(labels + i, &eight, size - i < 8 ? static_cast<size_t>(size - i) : 8);
-  }
-}
-
-#ifdef FGRL_X86
-__attribute__((target(FGRL_AVX512))) inline void expand_avx512(const TokenSets& sets, int64_t size,
-                                                                     uint8_t other, uint8_t* labels) {
-  const __m512i others = _mm512_set1_epi8(static_cast<char>(other)), ones = _mm512_set1_epi8(SUBSTITUTE);
-  for (int64_t i = 0; i < size; i += 64) {
-    const __m512i edits = _mm512_maskz_mov_epi8(~sets.kept[i / 64], others);
-    _mm512_mask_storeu_epi8(labels + i, ~uint64_t{0} >> std::max<int64_t>(i + 64 - size, 0),
-                            _mm512_mask_mov_epi8(edits, sets.substituted[i / 64], ones));
-  }
-}
-#endif
+#define FGRL_KERNEL_FILE "align/labels.inc"
+#include "simd/for_each_isa.inc"
 
 // How many tokens come before the first kept one.
 inline int64_t first_kept(const TokenSets& sets, int64_t size) {
@@ -89,21 +71,17 @@ inline int64_t first_kept(const TokenSets& sets, int64_t size) {
 }
 
 // Labels one side; `other` is DELETE or INSERT.
-inline void write_side([[maybe_unused]] Cpu cpu, const TokenSets& sets, int64_t size, EditOp other,
-                       uint8_t* labels) {
+inline void write_side(Isa isa, const TokenSets& sets, int64_t size, EditOp other, uint8_t* labels) {
   order_runs(sets, size);
-#ifdef FGRL_X86
-  if (cpu == Cpu::AVX512) return expand_avx512(sets, size, other, labels);
-#endif
-  expand_baseline(sets, size, other, labels);
+  FGRL_FOR_ISA(isa, expand)(sets, size, other, labels);
 }
 
 // Labels both sides of a pair of non-empty cores by a path; returns its cost, the distance.
 template <typename Token>
-int64_t write_path(Cpu cpu, Core<Token> a, Core<Token> b, int64_t prefix, const Labels& labels,
+int64_t write_path(Isa isa, Core<Token> a, Core<Token> b, int64_t prefix, const Labels& labels,
                    const TokenSets& original, const TokenSets& edited) {
-  write_side(cpu, original, a.size, DELETE, labels.original);
-  write_side(cpu, edited, b.size, INSERT, labels.edited);
+  write_side(isa, original, a.size, DELETE, labels.original);
+  write_side(isa, edited, b.size, INSERT, labels.edited);
   int64_t saved = 0;
   for (int64_t word = 0; 64 * word < a.size; ++word) {
     saved += 2 * count_bits(original.kept[word]) + count_bits(original.substituted[word]);

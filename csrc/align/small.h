@@ -9,7 +9,7 @@
 
 #include "align/bits.h"
 #include "align/labels.h"
-#include "align/strip_x86.h"
+#include "align/strip.h"
 #include "align/trace.h"
 
 namespace fgrl {
@@ -32,93 +32,20 @@ struct SmallGroup {
   uint8_t kept_columns[2][SMALL_COLUMNS] = {}, substituted_columns[2][SMALL_COLUMNS] = {};  // a bit a lane of each half
 };
 
-#ifdef FGRL_X86
-
-namespace sse2 {
-constexpr int COUNT = 1;
-typedef uint64_t V;
-static FGRL_INLINE V load(const uint64_t* p) { return *p; }
-static FGRL_INLINE void store(uint64_t* p, V v) { *p = v; }
-static FGRL_INLINE V below(V v) { return all_below(v); }
-static FGRL_INLINE uint8_t nonzero(V v) { return v != 0; }
-static FGRL_INLINE V where_equal(V a, V b) { return a == b ? ~uint64_t{0} : 0; }
-// For every column, 32 bits: which of 32 rows are equal to its token. The columns' bits are `step` bytes apart.
-static void match_rows(const int32_t* rows, const int32_t* columns, int64_t count, char* match, int64_t step) {
-  for (int64_t j = 0; j < count; ++j, match += step) {
-    const __m128i wanted = _mm_set1_epi32(columns[j]);
-    const auto same = [&](int at) {
-      return _mm_cmpeq_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(rows + at)), wanted);
-    };
-    uint32_t bits = 0;
-    for (int at = 0; at < 32; at += 16) {
-      const __m128i low = _mm_packs_epi32(same(at), same(at + 4)), high = _mm_packs_epi32(same(at + 8), same(at + 12));
-      bits |= static_cast<uint32_t>(_mm_movemask_epi8(_mm_packs_epi16(low, high))) << at;
-    }
-    std::memcpy(match, &bits, 4);
-  }
-}
-#include "align/small_loop.inc"
-}  // namespace sse2
-
-FGRL_TARGET(FGRL_AVX2)
-namespace avx2 {
-// All bits up to the highest that is set.
-static FGRL_INLINE V below(V v) {
-  v |= v >> 1, v |= v >> 2, v |= v >> 4, v |= v >> 8, v |= v >> 16;
-  return v | v >> 32;
-}
-static FGRL_INLINE uint8_t nonzero(V v) {
-  return static_cast<uint8_t>(~_mm256_movemask_pd((__m256d)_mm256_cmpeq_epi64((__m256i)v, __m256i{})) & 15);
-}
-static FGRL_INLINE V where_equal(V a, V b) { return (V)_mm256_cmpeq_epi64((__m256i)a, (__m256i)b); }
-static void match_rows(const int32_t* rows, const int32_t* columns, int64_t count, char* match, int64_t step) {
-  const auto eight = [&](int at) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(rows + at)); };
-  const __m256i a = eight(0), b = eight(8), c = eight(16), d = eight(24);
-  for (int64_t j = 0; j < count; ++j, match += step) {
-    const __m256i wanted = _mm256_set1_epi32(columns[j]);
-    const __m256i low = _mm256_packs_epi32(_mm256_cmpeq_epi32(a, wanted), _mm256_cmpeq_epi32(b, wanted));
-    const __m256i high = _mm256_packs_epi32(_mm256_cmpeq_epi32(c, wanted), _mm256_cmpeq_epi32(d, wanted));
-    // Packing works on halves of vectors, so fours come out of order.
-    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-    const int bits = _mm256_movemask_epi8(_mm256_permutevar8x32_epi32(_mm256_packs_epi16(low, high), order));
-    std::memcpy(match, &bits, 4);
-  }
-}
-#include "align/small_loop.inc"
-}  // namespace avx2
-FGRL_TARGET_END
-FGRL_TARGET(FGRL_AVX512)
-namespace avx512 {
-static FGRL_INLINE V below(V v) {
-  return (V)_mm512_srlv_epi64(_mm512_set1_epi64(-1), _mm512_lzcnt_epi64((__m512i)v));
-}
-static FGRL_INLINE uint8_t nonzero(V v) { return _mm512_test_epi64_mask((__m512i)v, (__m512i)v); }
-static FGRL_INLINE V where_equal(V a, V b) {
-  return (V)_mm512_movm_epi64(_mm512_cmpeq_epi64_mask((__m512i)a, (__m512i)b));
-}
-static void match_rows(const int32_t* rows, const int32_t* columns, int64_t count, char* match, int64_t step) {
-  const __m512i low = _mm512_loadu_si512(rows), high = _mm512_loadu_si512(rows + 16);
-  for (int64_t j = 0; j < count; ++j, match += step) {
-    const __m512i wanted = _mm512_set1_epi32(columns[j]);
-    const uint32_t bits = _mm512_kunpackw(_mm512_cmpeq_epi32_mask(high, wanted), _mm512_cmpeq_epi32_mask(low, wanted));
-    std::memcpy(match, &bits, 4);
-  }
-}
-#include "align/small_loop.inc"
-}  // namespace avx512
-FGRL_TARGET_END
-
-#endif
+#define FGRL_KERNEL_FILE "align/small.inc"
+#include "simd/for_each_isa.inc"
 
 // Aligns cores of at most SMALL_ROWS by SMALL_COLUMNS tokens whose ids fit 32 bits, as many at once as there are lanes.
 template <typename Token>
 class Small {
  public:
-  explicit Small(Cpu cpu) : cpu_(cpu), vector_(cpu == Cpu::AVX512 ? 8 : cpu == Cpu::AVX2 ? 4 : 1) {}
+  explicit Small(Isa isa) : isa_(isa), vector_(FGRL_FOR_ISA(isa, COUNT)) {}
 
   // Takes a pair to be aligned by the time `finish` returns; false if it is not one for this class.
   bool add(Core<Token> a, Core<Token> b, int64_t prefix, const Labels& labels, int64_t* distance) {
-#ifdef FGRL_X86
+#ifndef FGRL_X86
+    return false;  // comparing every row with every column pays with these vectors only
+#endif
     const bool swapped = b.size < a.size;
     const Core<Token> rows = swapped ? b : a, columns = swapped ? a : b;
     if (rows.size > SMALL_ROWS || columns.size > SMALL_COLUMNS) return false;
@@ -139,18 +66,13 @@ class Small {
     const size_t step = static_cast<size_t>(words * lanes);
     const size_t size = static_cast<size_t>(columns.size) * step;
     if (group.match.size() < size) group.match.resize(size);
-    const auto match_rows = cpu_ == Cpu::AVX512 ? avx512::match_rows
-                            : cpu_ == Cpu::AVX2 ? avx2::match_rows : sse2::match_rows;
+    const auto match_rows = FGRL_FOR_ISA(isa_, match_rows);
     for (int64_t row = 0; row < rows.size; row += 32) {  // the lower half of a word comes first in memory
       char* const match = reinterpret_cast<char*>(group.match.data() + row / 64 * lanes + lane) + row % 64 / 8;
       match_rows(rows_ + row, columns_, columns.size, match, static_cast<int64_t>(8 * step));
     }
     if (bucket.used == lanes) run(bucket);
     return true;
-#else
-    (void)a, (void)b, (void)prefix, (void)labels, (void)distance;
-    return false;
-#endif
   }
 
   void finish() {
@@ -174,13 +96,10 @@ class Small {
   };
 
   void run(Bucket& bucket) {
-#ifdef FGRL_X86
     const int words = bucket.group.words;
     const size_t size = static_cast<size_t>(bucket.group.longest * 2 * words * vector_ * small_halves(words));
     if (moves_.size() < size) moves_.resize(size);
-    const auto run = cpu_ == Cpu::AVX512 ? avx512::run_group : cpu_ == Cpu::AVX2 ? avx2::run_group : sse2::run_group;
-    run(bucket.group, moves_.data());
-#endif
+    FGRL_FOR_ISA(isa_, run_group)(bucket.group, moves_.data());
     for (int lane = 0; lane < bucket.used; ++lane) *bucket.pairs[lane].distance = write(bucket, lane);
     bucket.used = 0;
     bucket.group.longest = 0;
@@ -205,7 +124,7 @@ class Small {
     }
     const TokenSets rows{kept_rows, substituted_rows}, across{kept_columns, substituted_columns};
     const bool swapped = group.right_first[lane] != 0;
-    return write_path(cpu_, pair.a, pair.b, pair.prefix, pair.labels, swapped ? across : rows, swapped ? rows : across);
+    return write_path(isa_, pair.a, pair.b, pair.prefix, pair.labels, swapped ? across : rows, swapped ? rows : across);
   }
 
   // Bit `bit` of each of 64 bytes.
@@ -231,7 +150,7 @@ class Small {
   std::vector<uint64_t> moves_;
   int32_t rows_[SMALL_ROWS] = {};  // rows past the last hold old tokens; their bits affect no lower row
   int32_t columns_[SMALL_COLUMNS];
-  Cpu cpu_;
+  Isa isa_;
   int vector_;  // lanes of a vector
 };
 

@@ -1,5 +1,5 @@
-// The inner loop of the bit-parallel alignment: one strip of rows over a range of columns. This is the plain version;
-// strip_x86.h has the vector ones.
+// The inner loop of the bit-parallel alignment: one strip of rows over a range of columns. Here is the plain version;
+// strip.inc has the vector ones.
 //
 // Row r of the strip is bit r % 64 of word r / 64. A step turns the vertical differences of column j - 1 (`vp`: +1,
 // `vn`: -1) into those of column j, 64 rows at a time (Myers 1999, as formulated by Hyyro 2003), given the words'
@@ -9,7 +9,7 @@
 #include <cstdint>
 
 #include "align/bits.h"
-#include "simd/cpu.h"
+#include "simd/isa.h"
 
 namespace fgrl {
 
@@ -30,7 +30,7 @@ struct Strip {
 // vector versions.
 
 template <int LANES>
-void run_strip_baseline(const Strip& s) {
+void run_strip_words(const Strip& s) {
   uint64_t out_p = 0, out_n = 0;
   for (int64_t j = s.begin; j < s.end; ++j) {
     uint64_t carry_p = s.hp_in[j / 64] >> (j % 64) & 1, carry_n = s.hn_in[j / 64] >> (j % 64) & 1;
@@ -67,7 +67,7 @@ struct Walk {
 };
 
 // Goes on until the rows of the word or the columns are consumed.
-static FGRL_INLINE void walk_columns(Walk& walk) {
+FGRL_KERNEL void walk_columns(Walk& walk) {
   Walk z = walk;
   for (; z.column >= z.stop; --z.column, z.moves -= z.stride) {
     const uint64_t right = z.moves[z.plane], equal = z.moves[2 * z.plane], keeps = equal & z.outside;
@@ -85,9 +85,15 @@ static FGRL_INLINE void walk_columns(Walk& walk) {
   walk = z;
 }
 
-inline void walk_baseline(Walk& walk) { walk_columns(walk); }
+// How to run a strip on one instruction set.
+struct StripRunner {
+  void (*run)(const Strip&);
+  void (*walk)(Walk&);
+  int lanes;
+  int skew;
+};
 
-using RunStrip = void (*)(const Strip&);
-using WalkBack = void (*)(Walk&);
+#define FGRL_KERNEL_FILE "align/strip.inc"
+#include "simd/for_each_isa.inc"
 
 }  // namespace fgrl

@@ -3,7 +3,7 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include "tensors.h"
+#include "tensors/tensors.h"
 
 namespace {
 
@@ -53,8 +53,8 @@ void matmul(const Tensor& a, const Tensor& b, bool add, Tensor out) {
 // Whether to multiply this dtype here. In fp32 not where MKL is as fast: it makes good use of Intel's processors, and of
 // AVX2 on all. bf16 wherever it can be.
 bool prefers_matmul(ScalarType dtype) {
-#ifdef FGRL_VECTORS_X86
-  if (dtype == ScalarType::Float) return isa() == Isa::AVX512 && !__builtin_cpu_is("intel");
+#ifdef FGRL_X86
+  if (dtype == ScalarType::Float) return isa() >= Isa::AVX512 && !__builtin_cpu_is("intel");
 #endif
   return dtype == ScalarType::BFloat16 && multiplies_bf16();
 }

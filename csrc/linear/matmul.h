@@ -14,8 +14,8 @@
 #include <type_traits>
 #include <vector>
 
-#include "simd/cpu.h"
 #include "simd/half.h"
+#include "simd/isa.h"
 #include "simd/vector.h"
 
 namespace fgrl {
@@ -70,26 +70,11 @@ struct MatmulBlocks {
 };
 
 #define FGRL_KERNEL_FILE "linear/matmul.inc"
+#define FGRL_KERNEL_BF16
 #include "simd/for_each_isa.inc"
 
-#ifdef FGRL_X86
-FGRL_TARGET("avx512f,avx512dq,avx512bw,avx512vl,avx512bf16,fma,prefer-vector-width=512")
-namespace avx512_bf16 {
-constexpr int BYTES = 64;
-#include "linear/matmul.inc"
-}  // namespace avx512_bf16
-FGRL_TARGET_END
-#endif
-
 // Whether there is a product of BFloat16.
-inline bool multiplies_bf16() {
-#ifdef FGRL_X86
-  static const bool has_bf16 = __builtin_cpu_supports("avx512bf16");
-  return has_bf16 && isa() == Isa::AVX512;
-#else
-  return false;
-#endif
-}
+inline bool multiplies_bf16() { return isa() >= Isa::AVX512_BF16; }
 
 // One block of `out`, whose columns lie next to each other.
 inline void multiply_block(const Matrix<const float>& a, const Matrix<const float>& b, const Matrix<float>& out,

@@ -5,7 +5,7 @@
 
 #include <tuple>
 
-#include "tensors.h"
+#include "tensors/tensors.h"
 
 namespace {
 

@@ -8,7 +8,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "rows.h"
+#include "tensors/rows.h"
 
 namespace fgrl {
 

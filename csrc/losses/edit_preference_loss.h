@@ -13,7 +13,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "rows.h"
+#include "tensors/rows.h"
 
 namespace fgrl {
 

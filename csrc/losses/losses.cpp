@@ -6,7 +6,7 @@
 #include <tuple>
 
 #include "losses/losses.h"
-#include "tensors.h"
+#include "tensors/tensors.h"
 
 namespace {
 

@@ -13,7 +13,7 @@
 #include <array>
 
 #include "losses/aggregate.h"
-#include "rows.h"
+#include "tensors/rows.h"
 
 namespace fgrl {
 

@@ -10,7 +10,7 @@
 #include <array>
 
 #include "losses/aggregate.h"
-#include "rows.h"
+#include "tensors/rows.h"
 
 namespace fgrl {
 

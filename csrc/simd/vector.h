@@ -1,53 +1,14 @@
-// Vector code for several instruction sets in one binary, chosen at run time. `for_each_isa.inc` compiles a kernel file
-// once for each of them; `vector.inc` gives it the vectors.
+// The floating-point formats that the vectors of `vector.inc` hold.
 #pragma once
 
-#include <atomic>
 #include <cstdint>
 #include <cstring>
 #include <limits>
 #include <utility>
 
-#if defined(__GNUC__)
-#define FGRL_VECTORS 1
-#if defined(__x86_64__)
-#define FGRL_VECTORS_X86 1
-#include <immintrin.h>
-#endif
-#define FGRL_MEMBER inline __attribute__((always_inline))
-#else
-#define FGRL_MEMBER inline
-#endif
-#define FGRL_KERNEL static FGRL_MEMBER
+#include "simd/isa.h"
 
 namespace fgrl {
-
-enum class Isa { BEST = 0, BASELINE = 1, AVX2 = 2, AVX512 = 3 };
-
-// What the kernels may use at most. Tests set it to see every one of them.
-inline std::atomic<Isa> isa_limit{Isa::BEST};
-
-// The best instruction set of this processor within the limit.
-inline Isa isa() {
-#ifdef FGRL_VECTORS_X86
-  static const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-                             __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
-  static const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  const Isa limit = isa_limit;
-  if (avx512 && (limit == Isa::BEST || limit == Isa::AVX512)) return Isa::AVX512;
-  if (avx2 && limit != Isa::BASELINE) return Isa::AVX2;
-#endif
-  return Isa::BASELINE;
-}
-
-// `function<T>` of the namespace of the best instruction set.
-#ifdef FGRL_VECTORS_X86
-#define FGRL_DISPATCH(function, T)                                                     \
-  (::fgrl::isa() == ::fgrl::Isa::AVX512 ? avx512::function<T>                          \
-   : ::fgrl::isa() == ::fgrl::Isa::AVX2 ? avx2::function<T> : baseline::function<T>)
-#else
-#define FGRL_DISPATCH(function, T) (baseline::function<T>)
-#endif
 
 template <typename T>
 struct FloatFormat;

@@ -55,6 +55,7 @@ def diagnose(device: str | None = None) -> dict[str, Any]:
         "cpu_threads": torch.get_num_threads(),
         "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
         "extension": extension.why_not() or "loaded",
+        "cpu_capability": extension.cpu_capability(),
         "device": str(target),
         "ops": {op: {"backend": choice.backend, "reason": choice.reason} for op, choice in choices.items()},
     }
@@ -76,7 +77,7 @@ def _as_text(report: dict[str, Any]) -> str:
         f"packages   {packages}",
         f"extension  {report['extension']}",
         f"GPU        {', '.join(report['gpus']) or 'none'}",
-        f"CPU        {report['cpu_threads']} threads",
+        f"CPU        {report['cpu_threads']} threads, C++ ops on {report['cpu_capability'] or 'none'}",
         "",
         f"ops on {report['device']}:",
     ]

@@ -119,20 +119,22 @@ def _accumulates_wider(device_type: str, operands: torch.dtype, dtype: torch.dty
     """Whether `operands` need not become `dtype` to have their products in it."""
     if device_type != "cpu":
         return True
-    return operands == torch.bfloat16 and dtype == torch.float32 and _prefers_matmul(operands)
+    return (
+        operands == torch.bfloat16 and dtype == torch.float32 and _prefers_matmul(operands, extension.cpu_capability())
+    )
 
 
 def _is_ours(a: Tensor, b: Tensor) -> bool:
-    if a.device.type != "cpu" or not _prefers_matmul(a.dtype):
+    if a.device.type != "cpu" or not _prefers_matmul(a.dtype, extension.cpu_capability()):
         return False
     # A product of a few rows reads its operands, whoever computes it; in bf16 nobody else returns fp32.
     return a.dtype == torch.bfloat16 or min(*a.shape, *b.shape) >= 8
 
 
 @cache
-def _prefers_matmul(dtype: torch.dtype) -> bool:
+def _prefers_matmul(dtype: torch.dtype, capability: str | None) -> bool:
     """Whether to multiply by csrc/linear/matmul.h here: fp32 twice as fast as PyTorch's on AMD's with AVX-512."""
-    return extension.available() and torch.ops.fgrl.prefers_matmul(dtype)
+    return capability is not None and torch.ops.fgrl.prefers_matmul(dtype)
 
 
 @cache

@@ -16,7 +16,7 @@ from fgrl.ops._library import LIBRARY
 _CPU = torch.device("cpu")
 LIBRARY.define(
     "align_edits(Tensor original, Tensor original_cu_seqlens, Tensor edited, Tensor edited_cu_seqlens, "
-    "int num_threads, int algorithm=0, int cpu=0) -> (Tensor distance, Tensor original_ops, Tensor edited_ops)"
+    "int num_threads, int algorithm=0) -> (Tensor distance, Tensor original_ops, Tensor edited_ops)"
 )
 
 
@@ -28,7 +28,6 @@ def _align_edits_fake(
     edited_cu_seqlens: Tensor,
     num_threads: int,
     algorithm: int = 0,
-    cpu: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return (
         original_cu_seqlens.new_empty(original_cu_seqlens.shape[0] - 1),

@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "align/align_edits.h"
+#include "isas.h"
 
 namespace {
 
@@ -77,13 +78,13 @@ Result by_rule(const Tokens& a, const Tokens& b) {
 }
 
 template <typename Token>
-Result by_path(const Tokens& a, const Tokens& b, fgrl::Path path) {
+Result by_path(const Tokens& a, const Tokens& b, fgrl::Algorithm algorithm, fgrl::Isa isa) {
   // Exact-size buffers, so that a read or write past either end is seen.
   const std::vector<Token> x(a.begin(), a.end()), y(b.begin(), b.end());
   std::vector<Token> other = x;
   std::rotate(other.begin(), other.begin() + static_cast<int64_t>(other.size() / 2), other.end());
   for (Token& token : other) token = token / 2 + 1;
-  fgrl::Aligner<Token> aligner(path);
+  fgrl::Aligner<Token> aligner(algorithm, isa);
   const auto add = [&](const std::vector<Token>& left, const std::vector<Token>& right, Result& result) {
     result = {0, std::vector<uint8_t>(left.size()), std::vector<uint8_t>(right.size())};
     aligner.add(fgrl::Core<Token>{left.data(), static_cast<int64_t>(left.size())},
@@ -111,7 +112,7 @@ void check(bool right, const char* what, const Tokens& a, const Tokens& b) {
 void check_wavefront_limits(const Tokens& a, const Tokens& b, const Result& expected) {
   if (a.empty() || b.empty() || a.back() == b.back()) return;  // it gets pairs without a common suffix
   const fgrl::Core<int64_t> x{a.data(), static_cast<int64_t>(a.size())}, y{b.data(), static_cast<int64_t>(b.size())};
-  fgrl::Wavefront wavefront(fgrl::EqualRun(fgrl::usable_cpu(fgrl::Cpu::AUTO)));
+  fgrl::Wavefront wavefront(fgrl::EqualRun(fgrl::isa()));
   constexpr double UNLIMITED = std::numeric_limits<double>::infinity();
   check(!wavefront.search(x, y, expected.distance - 1, UNLIMITED), "limit below the distance", a, b);
   check(wavefront.search(x, y, expected.distance, UNLIMITED), "no distance at the limit", a, b);
@@ -124,16 +125,16 @@ void check_pair(const Tokens& a, const Tokens& b) {
   const Result expected = by_rule(a, b);
   check_wavefront_limits(a, b, expected);
   for (int algorithm = 0; algorithm <= 3; ++algorithm) {
-    for (int cpu = 0; cpu <= 3; ++cpu) {
-      const fgrl::Path path{static_cast<fgrl::Algorithm>(algorithm), static_cast<fgrl::Cpu>(cpu)};
-      check(by_path<int32_t>(a, b, path) == expected, "int32", a, b);
-      if (cpu == 0 || algorithm == 0) check(by_path<int64_t>(a, b, path) == expected, "int64", a, b);
+    for (const fgrl::Isa isa : present_isas()) {
+      const auto forced = static_cast<fgrl::Algorithm>(algorithm);
+      check(by_path<int32_t>(a, b, forced, isa) == expected, "int32", a, b);
+      if (isa == fgrl::isa() || algorithm == 0) check(by_path<int64_t>(a, b, forced, isa) == expected, "int64", a, b);
     }
   }
   Tokens c = a, d = b;  // ids that differ in their upper half only
   for (int64_t& token : c) token = token * (int64_t{1} << 32) - 1;
   for (int64_t& token : d) token = token * (int64_t{1} << 32) - 1;
-  check(by_path<int64_t>(c, d, {}) == expected, "wide int64", a, b);
+  check(by_path<int64_t>(c, d, fgrl::Algorithm::AUTO, fgrl::isa()) == expected, "wide int64", a, b);
 }
 
 // An input is a byte for the alphabet, two for the length of the first sequence, and a byte for every token.
@@ -193,7 +194,7 @@ void check_threads(int64_t threads) {
   };
   fgrl::align_batch(fgrl::Packed<int32_t>{original.data(), original_bounds.data()},
                     fgrl::Packed<int32_t>{edited.data(), edited_bounds.data()},
-                    static_cast<int64_t>(expected.size()), threads, {}, distance.data(), original_ops.data(),
+                    static_cast<int64_t>(expected.size()), threads, fgrl::Algorithm::AUTO, distance.data(), original_ops.data(),
                     edited_ops.data(), parallel);
   for (size_t pair = 0; pair < expected.size(); ++pair) {
     const Result got{distance[pair],

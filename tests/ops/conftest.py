@@ -1,4 +1,8 @@
-"""What the tests of the ops share: running the same test on the fused implementation and on the reference."""
+"""What the tests of the ops share: running the same test on the fused implementation and on the reference.
+
+A test that compares C++ with something runs on every instruction set that this processor has, whichever of them users
+get here: `each_backend` and `each_cpu_capability`.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +12,29 @@ from typing import Any
 import pytest
 
 import fgrl
+from fgrl import extension
 
 
-@pytest.fixture(params=["auto", "reference"])
+def cpu_capabilities() -> list[str]:
+    """The instruction sets C++ ops can run on here; where there are none, one that stands for what runs instead."""
+    best = extension.cpu_capability()
+    names = extension.CPU_CAPABILITIES
+    return ["default"] if best is None else list(names[: names.index(best) + 1])
+
+
+@pytest.fixture(params=cpu_capabilities())
+def each_cpu_capability(request: Any) -> Iterator[str]:
+    """C++ ops on each instruction set that this processor has."""
+    with extension.limit_cpu_capability(request.param):
+        yield request.param
+
+
+@pytest.fixture(params=[*cpu_capabilities(), "reference"])
 def each_backend(request: Any) -> Iterator[None]:
-    """Once on what a user gets here, and once on the specification, which has to hold by itself."""
-    with fgrl.use_backend(request.param):
-        yield
+    """On what a user gets here, with each instruction set, and on the specification, which has to hold by itself."""
+    if request.param == "reference":
+        with fgrl.use_backend("reference"):
+            yield
+    else:
+        with extension.limit_cpu_capability(request.param):
+            yield

@@ -130,18 +130,17 @@ def test_cpp_equals_reference_around_every_block_edge(vocabulary: int, rate: flo
 
 
 @needs_extension
-@pytest.mark.parametrize("cpu", [1, 2, 3], ids=["baseline", "avx2", "avx512"])
+@pytest.mark.usefixtures("each_cpu_capability")
 @pytest.mark.parametrize("algorithm", [0, 1, 2, 3], ids=["auto", "wavefront", "bit-parallel", "small"])
-def test_every_algorithm_and_instruction_set_gives_the_same_labels(algorithm: int, cpu: int) -> None:
-    # Sizes around a word, a vector of words (256 and 512 rows) and a block of columns (1024); an instruction set that
-    # this CPU lacks falls back to the one below it.
+def test_every_algorithm_and_instruction_set_gives_the_same_labels(algorithm: int) -> None:
+    # Sizes around a word, a vector of words (256 and 512 rows) and a block of columns (1024).
     sizes = [0, 1, 63, 64, 65, 127, 128, 129, 255, 256, 257, 511, 512, 513, 700, 1023, 1024, 1025, 2100]
     pairs = [random_pair(random.Random(size), size, rate, v) for size in sizes for rate in (0.05, 0.5) for v in (2, 90)]
     pairs += [(b, a) for a, b in pairs[:20]] + [(a, b[: len(b) // 3]) for a, b in pairs]
     a, b = packed([a for a, _ in pairs], torch.int32), packed([b for _, b in pairs], torch.int32)
     expected = reference.align_edits(a, b)
     for dtype in (torch.int32, torch.int64):
-        result = torch.ops.fgrl.align_edits(a[0].to(dtype), a[1], b[0].to(dtype), b[1], 1, algorithm, cpu)
+        result = torch.ops.fgrl.align_edits(a[0].to(dtype), a[1], b[0].to(dtype), b[1], 1, algorithm)
         for ours, theirs in zip(result, (expected.distance, expected.original_ops, expected.edited_ops), strict=True):
             assert torch.equal(ours, theirs)
 

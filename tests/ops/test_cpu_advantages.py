@@ -12,9 +12,12 @@ from numerics import assert_as_accurate, make_mask, offsets, pack
 import fgrl
 from fgrl import backend
 
-pytestmark = pytest.mark.skipif(
-    backend.resolve("gae", torch.device("cpu")) != "cpp", reason="the C++ extension does not run here"
-)
+pytestmark = [
+    pytest.mark.skipif(
+        backend.resolve("gae", torch.device("cpu")) != "cpp", reason="the C++ extension does not run here"
+    ),
+    pytest.mark.usefixtures("each_cpu_capability"),
+]
 
 # Around the widths of vectors (4, 8, 16 lanes) and of chunks (512), and several chunks.
 LENGTHS = (0, 1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33, 511, 512, 513, 1537)

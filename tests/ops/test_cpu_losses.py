@@ -14,9 +14,12 @@ import fgrl
 from fgrl import backend
 from fgrl.ops import PPOLossConfig
 
-pytestmark = pytest.mark.skipif(
-    backend.resolve("ppo_loss", torch.device("cpu")) != "cpp", reason="the C++ extension does not run here"
-)
+pytestmark = [
+    pytest.mark.skipif(
+        backend.resolve("ppo_loss", torch.device("cpu")) != "cpp", reason="the C++ extension does not run here"
+    ),
+    pytest.mark.usefixtures("each_cpu_capability"),
+]
 
 
 def ppo(inputs: dict[str, torch.Tensor], mask: torch.Tensor | None, aggregation: Any, **options: Any) -> Any:

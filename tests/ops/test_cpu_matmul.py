@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -10,11 +12,21 @@ import fgrl.ops  # noqa: F401  (defines torch.ops.fgrl)
 from fgrl import extension
 from fgrl.ops._matmul import Head
 
-pytestmark = pytest.mark.skipif(not extension.available(), reason="the C++ extension does not run here")
+pytestmark = [
+    pytest.mark.skipif(not extension.available(), reason="the C++ extension does not run here"),
+    pytest.mark.usefixtures("each_cpu_capability"),
+]
 
-HAS_BF16 = extension.available() and torch.ops.fgrl.prefers_matmul(torch.bfloat16)
-NEEDS_BF16 = pytest.mark.skipif(not HAS_BF16, reason="this processor has no AVX512_BF16")
-DTYPES = [torch.float32, pytest.param(torch.bfloat16, marks=NEEDS_BF16)]
+DTYPES = [torch.float32, torch.bfloat16]
+
+
+@pytest.fixture(autouse=True)
+def needs_bf16(request: Any, each_cpu_capability: str) -> None:
+    """A product of bf16 takes a processor that has one."""
+    dtype = request.node.callspec.params.get("dtype")
+    if dtype == torch.bfloat16 and not torch.ops.fgrl.prefers_matmul(dtype):
+        pytest.skip("this instruction set has no product of bf16")
+
 
 # Rows, depth, columns: one number; below a tile of 8 x 48; tiles and one more; more rows than are packed side by side;
 # around the depth of a block, 192 numbers or 288 pairs, and several; more rows or columns than a block of 512 x 768.
@@ -105,17 +117,17 @@ def test_what_is_not_finite_stays_in_its_row(value: float, dtype: torch.dtype) -
     assert not start[9].isfinite().any()
 
 
-@NEEDS_BF16
-def test_subnormal_bf16_counts_as_zero_or_what_it_is() -> None:
-    a = torch.full((8, 3), 2.0**-130).bfloat16()
+@pytest.mark.parametrize("dtype", [torch.bfloat16], ids=str)
+def test_subnormal_bf16_counts_as_zero_or_what_it_is(dtype: torch.dtype) -> None:
+    a = torch.full((8, 3), 2.0**-130).to(dtype)
     out = torch.empty(8, 8)
     torch.ops.fgrl.matmul(a, torch.ones(3, 8).bfloat16(), False, out)
     assert ((out >= 0) & (out <= 3 * 2.0**-130)).all()
 
 
-@NEEDS_BF16
-def test_what_is_multiplied_in_bf16() -> None:
-    half, single, double = (torch.empty(9, 9, dtype=dtype) for dtype in (torch.bfloat16, torch.float32, torch.float64))
+@pytest.mark.parametrize("dtype", [torch.bfloat16], ids=str)
+def test_what_is_multiplied_in_bf16(dtype: torch.dtype) -> None:
+    half, single, double = (torch.empty(9, 9, dtype=kind) for kind in (dtype, torch.float32, torch.float64))
     assert Head(half, half, None).operands == Head(half, half, single[0]).operands == torch.bfloat16
     assert Head(half, single, None).operands == Head(single, half, None).operands == torch.float32
     assert Head(half.half(), half.half(), None).operands == Head(half.half(), half, None).operands == torch.float32

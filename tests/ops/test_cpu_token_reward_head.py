@@ -14,9 +14,12 @@ from torch import Tensor
 import fgrl
 from fgrl import backend
 
-pytestmark = pytest.mark.skipif(
-    backend.resolve("token_reward_head", torch.device("cpu")) != "cpp", reason="the C++ extension does not run here"
-)
+pytestmark = [
+    pytest.mark.skipif(
+        backend.resolve("token_reward_head", torch.device("cpu")) != "cpp", reason="the C++ extension does not run here"
+    ),
+    pytest.mark.usefixtures("each_cpu_capability"),
+]
 
 # Around the widths of vectors (4, 8, 16 lanes, twice as many of 16-bit elements) and of model widths.
 WIDTHS = (1, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 65, 576, 1000)

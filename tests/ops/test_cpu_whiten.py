@@ -9,9 +9,12 @@ from numerics import assert_as_accurate, make_mask
 import fgrl
 from fgrl import backend
 
-pytestmark = pytest.mark.skipif(
-    backend.resolve("whiten", torch.device("cpu")) != "cpp", reason="the C++ extension does not run here"
-)
+pytestmark = [
+    pytest.mark.skipif(
+        backend.resolve("whiten", torch.device("cpu")) != "cpp", reason="the C++ extension does not run here"
+    ),
+    pytest.mark.usefixtures("each_cpu_capability"),
+]
 
 # Around the widths of vectors (4, 8, 16 lanes) and of blocks (4096), and several blocks.
 SIZES = (0, 1, 2, 3, 7, 9, 15, 17, 33, 4095, 4096, 4097, 12289)

@@ -15,7 +15,7 @@
 #include <optional>
 #include <vector>
 
-#include "rows.h"
+#include "tensors/rows.h"
 
 namespace fgrl {
 

@@ -5,7 +5,7 @@
 #include <type_traits>
 
 #include "linear/softmax_rows.h"
-#include "tensors.h"
+#include "tensors/tensors.h"
 
 namespace {
 

@@ -5,7 +5,7 @@
 #include <tuple>
 
 #include "advantages/gae.h"
-#include "tensors.h"
+#include "tensors/tensors.h"
 
 namespace {
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from fgrl.backend import use_backend
     from fgrl.models import TokenRewardHead, TokenRewardModel, ValueModel
     from fgrl.ops import PPOLossConfig
+    from fgrl.ops._values import checks
     from fgrl.ops.align_edits import align_edits
     from fgrl.preference import extrapolate
     from fgrl.trainer import (
@@ -32,6 +33,7 @@ _HOMES = {
     "EditOp": "fgrl.alignment",
     "extrapolate": "fgrl.preference",
     "use_backend": "fgrl.backend",
+    "checks": "fgrl.ops._values",
     "TokenRewardHead": "fgrl.models",
     "TokenRewardModel": "fgrl.models",
     "ValueModel": "fgrl.models",
@@ -55,6 +57,7 @@ __all__ = [
     "ValueModel",
     "__version__",
     "align_edits",
+    "checks",
     "extrapolate",
     "ops",
     "reference",

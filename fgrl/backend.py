@@ -139,6 +139,11 @@ def _warn(device_type: str, reason: str) -> None:
     )
 
 
+def has_kernels(device: torch.device) -> bool:
+    """Whether Triton kernels can run on this device, unless the reference is asked for."""
+    return device.type in _GPUS and _settings.backend != "reference" and _triton_obstacle() is None
+
+
 def reference(op: str, device: torch.device) -> Callable[..., Any]:
     """`fgrl.reference.<op>`, with autocast off inside `torch.autocast`: an op says itself what it computes in.
 
@@ -170,6 +175,10 @@ def _obstacle(op: str, backend: str, device: torch.device) -> str | None:
         return "it runs on GPU tensors, and these are on cpu"
     if device.type not in (*_GPUS, "cpu", "meta"):
         return f"it runs on tensors on {' or '.join(_GPUS)}, and these are on {device.type}"
+    return _triton_obstacle()
+
+
+def _triton_obstacle() -> str | None:
     for module in ("triton", "fgrl.kernels"):
         try:
             import_module(module)

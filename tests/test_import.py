@@ -174,7 +174,7 @@ def test_every_public_name_exists(name: str) -> None:
 
 
 def test_the_names_of_the_design_are_public() -> None:
-    names = {"align_edits", "ops", "reference", "use_backend", "EditOp", "EditAlignment", "TokenRewardModel"}
+    names = {"align_edits", "checks", "ops", "reference", "use_backend", "EditOp", "EditAlignment", "TokenRewardModel"}
     names |= {"TokenRewardTrainer", "TokenRewardConfig", "FineGrainedPPOTrainer", "FineGrainedPPOConfig"}
     assert names <= set(fgrl.__all__)
 

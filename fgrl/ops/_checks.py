@@ -1,7 +1,6 @@
 """Validation shared by the public ops: one clear sentence that names the argument, what it was and what it must be.
 
-Shapes, dtypes and devices are checked everywhere. Values are checked at once on the CPU; on a GPU, and while
-torch.compile traces, by an asynchronous assert, because reading them would make the host wait.
+Shapes, dtypes and devices are checked here, on the host. Values are checked by `_values`.
 """
 
 from __future__ import annotations
@@ -12,32 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fgrl import extension
-from fgrl.ops._library import LIBRARY
+from fgrl.ops import _values
 from fgrl.types import PPOLossConfig, is_number
-
-LIBRARY.define("is_binary(Tensor values) -> bool")
-_READ_BY_CPP = (
-    torch.uint8,
-    torch.int8,
-    torch.int16,
-    torch.int32,
-    torch.int64,
-    torch.float32,
-    torch.float64,
-)
-
-
-def check_values(condition: Tensor | bool, message: str) -> None:
-    """Raise ValueError with `message` unless the 0-d bool tensor `condition` is true."""
-    if isinstance(condition, bool):
-        if not condition:
-            raise ValueError(message)
-    elif condition.device.type == "cpu" and not torch.compiler.is_compiling():
-        if not bool(condition):
-            raise ValueError(message)
-    elif condition.device.type != "meta":
-        torch._assert_async(condition, message)
 
 
 def check_float(name: str, tensor: Tensor) -> None:
@@ -82,19 +57,7 @@ def check_mask(name: str, mask: Tensor | None, like_name: str, like: Tensor) -> 
         return
     check_shape(name, mask, like.shape, like_name)
     check_device(name, mask, like_name, like)
-    if mask.dtype != torch.bool:
-        check_values(_is_binary(mask), f"{name} has values other than 0 and 1; it must be bool, or 0/1")
-
-
-def _is_binary(mask: Tensor) -> Tensor | bool:
-    """Whether a mask that is not bool holds nothing but 0 and 1, in one read of it where that can be had.
-
-    The naive expression takes longer than `gae` itself.
-    """
-    readable = mask.device.type == "cpu" and mask.is_contiguous() and mask.dtype in _READ_BY_CPP
-    if readable and not torch.compiler.is_compiling() and extension.available():
-        return torch.ops.fgrl.is_binary(mask)
-    return ((mask == 0) | (mask == 1)).all()
+    _values.check_binary(mask, f"{name} has values other than 0 and 1; it must be bool, or 0/1")
 
 
 def check_sequences(name: str, tensor: Tensor, cu_seqlens: Tensor | None) -> int:
@@ -117,10 +80,7 @@ def check_packed(name: str, tensor: Tensor, cu_seqlens: Tensor) -> int:
     if cu_seqlens.dtype not in (torch.int32, torch.int64):
         raise ValueError(f"cu_seqlens has dtype {cu_seqlens.dtype}; it must be int32 or int64")
     check_device("cu_seqlens", cu_seqlens, name, tensor)
-    length = tensor.shape[0]
-    check_values(cu_seqlens[0] == 0, "cu_seqlens does not start at 0; it must")
-    check_values((cu_seqlens.diff() >= 0).all(), "cu_seqlens decreases; its offsets must not")
-    check_values(cu_seqlens[-1] == length, f"cu_seqlens does not end at {length}, the length of {name}; it must")
+    _values.check_offsets(cu_seqlens, tensor.shape[0], name)
     return cu_seqlens.numel() - 1
 
 
@@ -144,7 +104,7 @@ def check_lam(lam: float | Tensor, batch: int, like_name: str, like: Tensor) -> 
     """`lam` must be in [0, 1]: a number, or a tensor `[B]`."""
     if isinstance(lam, Tensor):
         check_per_sequence("lam", lam, batch, like_name, like)
-        check_values(((lam >= 0) & (lam <= 1)).all(), "lam has entries outside [0, 1]")
+        _values.check_range(lam, 0.0, 1.0, "lam has entries outside [0, 1]; all must be in it")
     else:
         check_unit_interval("lam", lam)
 
@@ -172,7 +132,7 @@ def check_normalizer(normalizer: float | Tensor | None) -> None:
     if isinstance(normalizer, Tensor):
         if normalizer.numel() != 1:
             raise ValueError(f"normalizer has shape {list(normalizer.shape)}; it must be a number or a 0-d tensor")
-        check_values((normalizer >= 0).all(), "normalizer is negative or NaN; it must be a count")
+        _values.check_range(normalizer, 0.0, math.inf, "normalizer is negative or NaN; it must be a count")
     elif normalizer is not None:
         check_positive("normalizer", normalizer)
 

@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from fgrl import backend
-from fgrl.ops import _checks
+from fgrl.ops import _checks, _values
 from fgrl.ops._library import LIBRARY
 from fgrl.ops._linear import (
     OPTIONS,
@@ -146,11 +146,10 @@ def check_linear_inputs(
     _checks.check_mask("mask", mask, "targets", targets)
     group = group_name(process_group)
     shard = None if group is None else torch.ops.fgrl.vocabulary_shard(weight, group)
-    inside = (targets >= 0) & (targets < (vocabulary if shard is None else shard[1]))
-    if mask is not None:
-        inside = inside | (mask == 0)
     whole = f"[0, {vocabulary})" if shard is None else "that of all processes"
-    _checks.check_values(inside.all(), f"targets has ids outside the vocabulary; they must be in {whole}")
+    message = f"targets has ids outside the vocabulary; they must be in {whole}"
+    bound = None if shard is None else shard[1]
+    _values.check_range(targets, 0, vocabulary - 1, message, mask=mask, bound=bound)
     return shard
 
 

@@ -25,14 +25,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fgrl.extension import interprets_kernels
 from fgrl.kernels._blocks import store_sums
 from fgrl.kernels._kl import kl_value
 from fgrl.kernels._launch import flags, flat, multiprocessors, on_device
 from fgrl.kernels._sequences import ALIGNMENT, among, lanes_of, piece, start_of, store
 
-# The interpreter's tests want several blocks of few tokens.
-_SHORTEST_BLOCK, _LONGEST_BLOCK, _PIECES = (16, 32, 4) if interprets_kernels() else (128, 1024, 256)
 _BYTES_PER_WARP = 1024  # of one tensor in the type of the computation: eight fp32 tokens a thread
 _SEQUENCES_PER_MULTIPROCESSOR = 2
 
@@ -72,6 +69,18 @@ class Shaping(NamedTuple):
     high: float = math.inf
     kl_coef: float = 0.0
     kl_estimator: int = 0
+
+
+class Split(NamedTuple):
+    """How the work is split. The results differ in rounding only."""
+
+    min_block: int = 128
+    """Tokens of a block at least, and `max_block` at most: a sequence takes as few blocks as that allows."""
+    max_block: int = 1024
+    pieces_at_once: int = 256
+    """Pieces of a sequence that are linked in one step."""
+    in_pieces: bool | None = None
+    """Whether a program takes a piece and not a sequence. Default: where sequences are few and long."""
 
 
 @triton.jit
@@ -304,9 +313,11 @@ def _piece_aheads_fwd_kernel(
         last -= PIECES
 
 
-def takes_pieces(batch: int, length: int, device: torch.device) -> bool:
+def _takes_pieces(batch: int, length: int, split: Split, device: torch.device) -> bool:
     """Whether sequences are so few and, on average, so long that a program for each would not fill the GPU."""
-    return length > _LONGEST_BLOCK and batch < _SEQUENCES_PER_MULTIPROCESSOR * multiprocessors(device)
+    if split.in_pieces is not None:
+        return split.in_pieces
+    return length > split.max_block and batch < _SEQUENCES_PER_MULTIPROCESSOR * multiprocessors(device)
 
 
 def launch(
@@ -318,6 +329,7 @@ def launch(
     shaping: Shaping = Shaping(),  # noqa: B008
     *,
     has_moments: bool = False,
+    split: Split = Split(),  # noqa: B008
 ) -> Tensor | None:
     """Fill `outputs`; with `has_moments` return float64 `[3]`: count, sum and sum of squares of the advantages.
 
@@ -327,8 +339,8 @@ def launch(
     size, device = values.numel(), values.device
     batch = len(values) if cu_seqlens is None else len(cu_seqlens) - 1
     length = size // max(batch, 1)
-    in_pieces = takes_pieces(batch, length, device)
-    block = min(max(triton.next_power_of_2(length), _SHORTEST_BLOCK), _LONGEST_BLOCK)
+    in_pieces = _takes_pieces(batch, length, split, device)
+    block = min(max(triton.next_power_of_2(length), split.min_block), split.max_block)
     programs = 0 if size == 0 else size // block + batch if in_pieces else batch
     partial = torch.empty(3, programs, dtype=torch.float64, device=device) if has_moments else None
     if programs:
@@ -343,7 +355,15 @@ def launch(
                 decays, gains, aheads = outputs.advantages_ptr.new_empty(3, programs)
                 _piece_maps_fwd_kernel[(programs,)](decays, gains, tokens, sequences, *numbers, **constants)
                 _piece_aheads_fwd_kernel[(batch,)](
-                    aheads, decays, gains, sequences, length, gamma, BLOCK=block, PIECES=_PIECES, num_warps=4
+                    aheads,
+                    decays,
+                    gains,
+                    sequences,
+                    length,
+                    gamma,
+                    BLOCK=block,
+                    PIECES=split.pieces_at_once,
+                    num_warps=4,
                 )
             _token_advantages_fwd_kernel[(programs,)](
                 outputs, partial, tokens, sequences, aheads, *numbers, **constants

@@ -14,20 +14,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fgrl.extension import interprets_kernels
 from fgrl.kernels._blocks import load_block
-from fgrl.kernels._launch import flat, multiprocessors
+from fgrl.kernels._launch import flat, programs_for
 from fgrl.kernels._sequences import sequence_at, start_of
 
-BLOCK = 64 if interprets_kernels() else 1024  # the interpreter's tests want several blocks of few tokens
+BLOCK = 1024  # tokens, unless a launcher is asked for another
 WARPS = 8
 TOKEN_MEAN, TOKEN_SUM, SEQ_MEAN_TOKEN_SUM, SEQ_MEAN_TOKEN_MEAN = range(4)  # as in `fgrl.ops._aggregation`
 _PROGRAMS_PER_MULTIPROCESSOR = 8
 
 
-def programs(tokens: int, device: torch.device) -> int:
+def programs(tokens: int, block: int, device: torch.device, max_programs: int | None) -> int:
     """How many programs a loss kernel runs, each over many blocks, so that there are few partial sums."""
-    return max(1, min(triton.cdiv(tokens, BLOCK), _PROGRAMS_PER_MULTIPROCESSOR * multiprocessors(device)))
+    return programs_for(triton.cdiv(tokens, block), device, _PROGRAMS_PER_MULTIPROCESSOR, max_programs)
 
 
 class Weights(NamedTuple):
@@ -54,11 +53,13 @@ class Aggregation:
         normalizer: Tensor | None,
         cu_seqlens: Tensor | None,
         denominator: float,
+        block: int,
     ) -> None:
         self._kind, self._normalizer, self._denominator = kind, normalizer, denominator
+        self._block = block
         divides_by_count = normalizer is None and denominator == 0
         is_counted = kind == SEQ_MEAN_TOKEN_MEAN or (kind == SEQ_MEAN_TOKEN_SUM and divides_by_count)
-        counted = _count_tokens(like, mask, flat(cu_seqlens)) if is_counted else Weights()
+        counted = _count_tokens(like, mask, flat(cu_seqlens), block) if is_counted else Weights()
         self._counts = counted.counts_ptr
         self.weights = counted if kind == SEQ_MEAN_TOKEN_MEAN else Weights()
 
@@ -95,20 +96,20 @@ class Aggregation:
             HAS_GREATEST=has_greatest,
             HAS_DENOMINATOR=self._denominator > 0,
             ROWS=triton.next_power_of_2(statistics),
-            BLOCK=min(BLOCK, 256),
+            BLOCK=min(self._block, 256),
             num_warps=4,
         )
         return loss, stats, scale
 
 
-def _count_tokens(like: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None) -> Weights:
+def _count_tokens(like: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None, block: int) -> Weights:
     batch = like.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
-    blocks = triton.cdiv(like.numel(), BLOCK)
+    blocks = triton.cdiv(like.numel(), block)
     counts = torch.zeros(batch, dtype=torch.int32, device=like.device)
     first = torch.empty(blocks, dtype=torch.int32, device=like.device)
     if blocks:
         _count_tokens_fwd_kernel[(blocks,)](
-            counts, first, mask, cu_seqlens, like.numel(), like.shape[-1], batch, BLOCK=BLOCK, num_warps=4
+            counts, first, mask, cu_seqlens, like.numel(), like.shape[-1], batch, BLOCK=block, num_warps=4
         )
     return Weights(counts, first, cu_seqlens)
 

@@ -1,4 +1,8 @@
-"""What the launchers share: dtypes, devices, and how a kernel file lists its launches for the resource report."""
+"""What the launchers share: dtypes, devices, and how a kernel file lists its launches for the resource report.
+
+A launcher takes the operator's arguments in the schema's order. What decides how the work is split (block sizes, the
+number of programs) follows as keyword-only arguments whose defaults are what ships; tests pass others.
+"""
 
 from __future__ import annotations
 
@@ -41,6 +45,12 @@ def on_device(tensor: Tensor) -> AbstractContextManager[Any]:
     if tensor.device.type in ("cpu", "meta"):
         return nullcontext()
     return torch.accelerator.device_index(tensor.device.index)
+
+
+def programs_for(blocks: int, device: torch.device, per_multiprocessor: int, max_programs: int | None) -> int:
+    """Programs that share `blocks` of work: enough to fill the device, `max_programs` at most, and at least one."""
+    limit = per_multiprocessor * multiprocessors(device) if max_programs is None else max_programs
+    return max(1, min(blocks, limit))
 
 
 def multiprocessors(device: torch.device) -> int:

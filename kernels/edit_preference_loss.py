@@ -10,11 +10,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fgrl.extension import interprets_kernels
 from fgrl.kernels._launch import Case, flags, on_device
 from fgrl.types import compute_dtype
 
-_BLOCK = 64 if interprets_kernels() else 512  # the interpreter's tests want several blocks of few tokens
+_BLOCK = 512
 _WARPS = 4
 
 
@@ -133,6 +132,8 @@ def edit_preference_loss(
     margin: float,
     grad_chosen_rewards: bool,
     grad_rejected_rewards: bool,
+    *,
+    block: int = _BLOCK,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Loss, margins, and gradients up to a scale; see `fgrl.ops.edit_preference_loss`.
 
@@ -163,7 +164,7 @@ def edit_preference_loss(
                 HAS_PENALTY=unchanged_weight != 0,
                 GRAD_CHOSEN=grad_chosen_rewards,
                 GRAD_REJECTED=grad_rejected_rewards,
-                BLOCK=_BLOCK,
+                BLOCK=block,
                 num_warps=_WARPS,
             )
     factor = 1 / max(pairs, 1)

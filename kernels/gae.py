@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from fgrl.kernels._advantages import Outputs, Sequences, Tokens, aot_batches, launch
+from fgrl.kernels._advantages import Outputs, Sequences, Split, Tokens, aot_batches, launch
 from fgrl.kernels._launch import Case
 from fgrl.types import compute_dtype
 
@@ -21,6 +21,8 @@ def gae(
     cu_seqlens: Tensor | None,
     gamma: float,
     lam: float,
+    *,
+    split: Split = Split(),  # noqa: B008
 ) -> tuple[Tensor, Tensor]:
     """delta_t = r_t + gamma * V_t' - V_t,   A_t = delta_t + gamma * lam * A_t',   returns_t = A_t + V_t
 
@@ -31,7 +33,7 @@ def gae(
     advantages, returns = (torch.empty(values.shape, dtype=dtype, device=values.device) for _ in range(2))
     tokens = Tokens(rewards, values, None, None, mask)
     sequences = Sequences(None, bootstrap, lams, cu_seqlens)
-    launch(Outputs(advantages, returns, None), tokens, sequences, gamma, lam)
+    launch(Outputs(advantages, returns, None), tokens, sequences, gamma, lam, split=split)
     return advantages, returns
 
 

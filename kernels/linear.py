@@ -14,9 +14,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fgrl.extension import interprets_kernels
 from fgrl.kernels._launch import Case, flat, multiprocessors, on_device
 
+_BLOCK = 1024
 _WARPS = 4
 _PROGRAMS_PER_MULTIPROCESSOR = 4
 _LOWEST = tl.constexpr(-3.0e38)  # below any logit, and finite: differences to it are too
@@ -141,22 +141,26 @@ def _logit_gradient_bwd_kernel(
     tl.store(out_ptr + offsets, slope * cap_slope, mask=words < logits_stride)
 
 
-def _block(vocabulary: int) -> int:
-    """Words a block has. The interpreter's tests want several blocks of few words, and not many of many."""
-    return 32 if interprets_kernels() and vocabulary <= 1024 else 1024
-
-
 def logit_statistics(
-    logits: Tensor, bias: Tensor | None, targets: Tensor, temperature: float, softcap: float | None
+    logits: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    temperature: float,
+    softcap: float | None,
+    *,
+    block: int = _BLOCK,
+    min_programs: int | None = None,
 ) -> Tensor:
     """`[4, parts, R]` of logits `[R, V]`: m, s, w and z_target of each part of each row.
 
-    Reads the logits once. A row has several parts where rows alone would not fill the GPU.
+    Reads the logits once. A row has several parts where rows alone make fewer than `min_programs` programs, by default
+    what fills the GPU.
     """
     rows, vocabulary = logits.shape
-    block = _block(vocabulary)
     blocks = triton.cdiv(vocabulary, block)
-    wanted = triton.cdiv(_PROGRAMS_PER_MULTIPROCESSOR * multiprocessors(logits.device), rows)
+    if min_programs is None:
+        min_programs = _PROGRAMS_PER_MULTIPROCESSOR * multiprocessors(logits.device)
+    wanted = triton.cdiv(min_programs, rows)
     blocks_a_part = triton.cdiv(blocks, min(blocks, wanted))
     parts = triton.cdiv(blocks, blocks_a_part)
     statistics = logits.new_empty(4, parts, rows)
@@ -186,13 +190,14 @@ def logit_gradient(
     temperature: float,
     softcap: float | None,
     out: Tensor,
+    *,
+    block: int = _BLOCK,
 ) -> None:
     """The gradient by logits `[R, V]` into `out`, which may be the logits themselves.
 
     Reads the logits once and writes as many gradients.
     """
     rows, vocabulary = logits.shape
-    block = _block(vocabulary)
     with on_device(logits):
         _logit_gradient_bwd_kernel[(rows, triton.cdiv(vocabulary, block))](
             out,

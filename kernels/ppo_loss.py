@@ -200,6 +200,9 @@ def ppo_loss(
     importance_cap: float,
     grad_logprobs: bool,
     grad_entropy: bool,
+    *,
+    block: int = BLOCK,
+    max_programs: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Loss, statistics, and gradients up to a scale; see `fgrl.ops.ppo_loss`.
 
@@ -213,10 +216,10 @@ def ppo_loss(
     )
     tokens = Tokens(*map(flat, (logprobs, old_logprobs, advantages, ref_logprobs, entropy, rollout_logprobs)))
     size, mask = logprobs.numel(), flags(mask)
-    columns = programs(size, logprobs.device)
+    columns = programs(size, block, logprobs.device, max_programs)
     partial = torch.empty(_STATISTICS, columns, dtype=torch.float64, device=logprobs.device)
     with on_device(logprobs):
-        aggregator = Aggregation(aggregation, logprobs, mask, normalizer, cu_seqlens, denominator)
+        aggregator = Aggregation(aggregation, logprobs, mask, normalizer, cu_seqlens, denominator, block)
         _ppo_loss_fwd_kernel[(columns,)](
             logprobs_grad,
             entropy_grad,
@@ -225,7 +228,7 @@ def ppo_loss(
             mask,
             aggregator.weights,
             size,
-            triton.cdiv(size, BLOCK),
+            triton.cdiv(size, block),
             logprobs.shape[-1],
             ratio_low=1 - clip_low,
             ratio_high=1 + clip_high,
@@ -239,7 +242,7 @@ def ppo_loss(
             GRAD_LOGPROBS=grad_logprobs,
             GRAD_ENTROPY=grad_entropy,
             DTYPE=tl.float64 if dtype == torch.float64 else tl.float32,
-            BLOCK=BLOCK,
+            BLOCK=block,
             num_warps=WARPS,
         )
         loss, stats, scale = aggregator.finish(partial, dtype, (1.0, kl_coef, -entropy_coef), has_greatest=True)

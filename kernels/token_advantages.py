@@ -8,7 +8,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from fgrl.kernels._advantages import Outputs, Sequences, Shaping, Tokens, aot_batches, launch
+from fgrl.kernels._advantages import Outputs, Sequences, Shaping, Split, Tokens, aot_batches, launch
 from fgrl.kernels._launch import Case
 from fgrl.types import KLEstimator, compute_dtype
 
@@ -30,6 +30,8 @@ def token_advantages(
     kl_estimator: int,
     gamma: float,
     lam: float,
+    *,
+    split: Split = Split(),  # noqa: B008
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """R_t = reward_scale * clip(r_t) - kl_coef * KL_t,   the sequence's reward on its last valid token,   then `gae`
 
@@ -48,7 +50,7 @@ def token_advantages(
     sequences = Sequences(sequence_rewards, bootstrap, lams, cu_seqlens)
     shaping = Shaping(reward_scale, reward_low, reward_high, kl_coef, kl_estimator)
     outputs = Outputs(advantages, returns, kl if has_kl else None)
-    moments = launch(outputs, tokens, sequences, gamma, lam, shaping, has_moments=True)
+    moments = launch(outputs, tokens, sequences, gamma, lam, shaping, has_moments=True, split=split)
     return advantages, returns, kl, moments
 
 

@@ -10,7 +10,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fgrl.extension import interprets_kernels
 from fgrl.kernels._launch import Case, multiprocessors, on_device
 from fgrl.types import compute_dtype
 
@@ -21,11 +20,10 @@ _TRITON_DTYPES = {
     torch.float16: tl.float16,
 }
 _WARPS = 4
-_WIDEST_BLOCK = 64 if interprets_kernels() else 1024  # the interpreter's tests want several blocks of few columns
-_PROGRAMS_PER_MULTIPROCESSOR = 1 if interprets_kernels() else 4
+_MAX_COLUMNS = 1024  # of a block
+_PROGRAMS_PER_MULTIPROCESSOR = 4
 _DOT_HEADS = 5  # from here on the rewards are a matrix product
-# What tensor cores multiply; the interpreter would multiply the bits of bf16.
-_DOT_DTYPES = (torch.float16,) if interprets_kernels() else (torch.float16, torch.bfloat16)
+_DOT_DTYPES = (torch.float16, torch.bfloat16)  # what tensor cores multiply
 _TILE = 4096
 _SUM_PARTS, _SUM_COLUMNS = 16, 64
 
@@ -215,7 +213,13 @@ def _token_reward_head_weight_bwd_kernel(
 
 
 def token_reward_head(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, norm_weight: Tensor | None, norm_eps: float
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    norm_weight: Tensor | None,
+    norm_eps: float,
+    *,
+    max_columns: int = _MAX_COLUMNS,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Rewards, and scores and rstd for the backward pass: see `fgrl/ops/token_reward_head.py`.
 
@@ -253,7 +257,7 @@ def token_reward_head(
             DOT_DTYPE=dot_dtype,
             BLOCK_N=block_n,
             BLOCK_K=max(16, triton.next_power_of_2(heads)) if as_dot else triton.next_power_of_2(heads),
-            BLOCK_D=min(block_d, _WIDEST_BLOCK),
+            BLOCK_D=min(block_d, max_columns),
             num_warps=_WARPS,
         )
     return rewards, scores, rstd
@@ -271,6 +275,9 @@ def token_reward_head_backward(
     needs_weight: bool,
     needs_bias: bool,
     needs_norm_weight: bool,
+    *,
+    max_columns: int = _MAX_COLUMNS,
+    max_programs: int | None = None,
 ) -> list[Tensor]:
     """The gradients that are needed, in the order of the inputs.
 
@@ -297,11 +304,12 @@ def token_reward_head_backward(
     block_k = triton.next_power_of_2(heads)
     # Two tiles of so many numbers stay in registers, and a thread has all heads of its columns.
     tile = _TILE // 8 if dtype == torch.float64 else _TILE
-    block_d = min(tile // block_k, triton.next_power_of_2(width), _WIDEST_BLOCK)
+    block_d = min(tile // block_k, triton.next_power_of_2(width), max_columns)
     block_n = min(4, 64 // block_k)
     columns = triton.cdiv(width, block_d)
-    programs = triton.cdiv(_PROGRAMS_PER_MULTIPROCESSOR * multiprocessors(hidden.device), columns)
-    parts = min(programs, triton.cdiv(flat.shape[0], block_n))
+    if max_programs is None:
+        max_programs = _PROGRAMS_PER_MULTIPROCESSOR * multiprocessors(hidden.device)
+    parts = min(triton.cdiv(max_programs, columns), triton.cdiv(flat.shape[0], block_n))
     moments = torch.empty(parts, heads, width, dtype=dtype, device=hidden.device) if sums_hidden else None
     grad_sums = torch.empty(parts, heads, dtype=dtype, device=hidden.device)
     shared = {"HEADS": heads, "WIDTH": width, "DTYPE": _TRITON_DTYPES[dtype]}

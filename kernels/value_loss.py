@@ -99,6 +99,9 @@ def value_loss(
     aggregation: int,
     clip: float,
     grad_values: bool,
+    *,
+    block: int = BLOCK,
+    max_programs: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Loss, statistics, and gradient up to a scale; see `fgrl.ops.value_loss`.
 
@@ -109,10 +112,10 @@ def value_loss(
     values_grad = torch.empty(values.shape if grad_values else 0, dtype=dtype, device=values.device)
     is_clipped = old_values is not None and math.isfinite(clip)
     size, mask = values.numel(), flags(mask)
-    columns = programs(size, values.device)
+    columns = programs(size, block, values.device, max_programs)
     partial = torch.empty(_STATISTICS, columns, dtype=torch.float64, device=values.device)
     with on_device(values):
-        aggregator = Aggregation(aggregation, values, mask, normalizer, cu_seqlens, denominator)
+        aggregator = Aggregation(aggregation, values, mask, normalizer, cu_seqlens, denominator, block)
         _value_loss_fwd_kernel[(columns,)](
             values_grad,
             partial,
@@ -122,12 +125,12 @@ def value_loss(
             mask,
             aggregator.weights,
             size,
-            triton.cdiv(size, BLOCK),
+            triton.cdiv(size, block),
             values.shape[-1],
             clip=clip,
             GRAD_VALUES=grad_values,
             DTYPE=tl.float64 if dtype == torch.float64 else tl.float32,
-            BLOCK=BLOCK,
+            BLOCK=block,
             num_warps=WARPS,
         )
         loss, stats, scale = aggregator.finish(partial, dtype, (1.0,), has_greatest=False)

@@ -9,12 +9,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fgrl.extension import interprets_kernels
 from fgrl.kernels._blocks import load_block, store_block, store_sums
-from fgrl.kernels._launch import Case, flags, flat, multiprocessors, on_device
+from fgrl.kernels._launch import Case, flags, flat, on_device, programs_for
 from fgrl.types import compute_dtype
 
-_BLOCK = 64 if interprets_kernels() else 1024  # the interpreter's tests want several blocks of few tokens
+_BLOCK = 1024
 _WARPS = 4
 _PROGRAMS_PER_MULTIPROCESSOR = 4
 
@@ -67,14 +66,14 @@ def _whiten_tokens_fwd_kernel(
     store_block(whitened_ptr, start, size, whitened)
 
 
-def moments(advantages: Tensor, mask: Tensor | None) -> Tensor:
+def moments(advantages: Tensor, mask: Tensor | None, *, block: int = _BLOCK, max_programs: int | None = None) -> Tensor:
     """float64 `[3]`: count, sum and sum of squares of the valid advantages.
 
     Reads advantages and mask once. Two stages in a fixed order: a partial sum a program, then their sum.
     """
     advantages, mask = flat(advantages), flags(mask)
-    blocks = triton.cdiv(advantages.numel(), _BLOCK)
-    programs = max(1, min(blocks, _PROGRAMS_PER_MULTIPROCESSOR * multiprocessors(advantages.device)))
+    blocks = triton.cdiv(advantages.numel(), block)
+    programs = programs_for(blocks, advantages.device, _PROGRAMS_PER_MULTIPROCESSOR, max_programs)
     partial = torch.empty(3, programs, dtype=torch.float64, device=advantages.device)
     with on_device(advantages):
         _moments_fwd_kernel[(programs,)](
@@ -83,13 +82,13 @@ def moments(advantages: Tensor, mask: Tensor | None) -> Tensor:
             mask,
             advantages.numel(),
             blocks,
-            BLOCK=_BLOCK,
+            BLOCK=block,
             num_warps=_WARPS,
         )
     return partial.sum(1)
 
 
-def whiten_tokens(advantages: Tensor, mask: Tensor | None, moments: Tensor) -> Tensor:
+def whiten_tokens(advantages: Tensor, mask: Tensor | None, moments: Tensor, *, block: int = _BLOCK) -> Tensor:
     """`advantages` with the mean and variance that `moments` give them; 0 where the mask is false.
 
     Reads advantages and mask once and writes the result once.
@@ -98,14 +97,14 @@ def whiten_tokens(advantages: Tensor, mask: Tensor | None, moments: Tensor) -> T
     advantages, mask = flat(advantages), flags(mask)
     if advantages.numel():
         with on_device(advantages):
-            _whiten_tokens_fwd_kernel[(triton.cdiv(advantages.numel(), _BLOCK),)](
+            _whiten_tokens_fwd_kernel[(triton.cdiv(advantages.numel(), block),)](
                 whitened,
                 advantages,
                 mask,
                 moments.contiguous(),
                 advantages.numel(),
                 VARIANCE_FLOOR=1e-8,
-                BLOCK=_BLOCK,
+                BLOCK=block,
                 num_warps=_WARPS,
             )
     return whitened

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import interpreter
 import numpy as np
 import pytest
 import torch
@@ -46,21 +47,9 @@ def poisoned_memory() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def rounding_interpreter() -> None:
-    """Triton's interpreter cuts an fp32 number off where the compiler rounds it to bf16: it gets PyTorch's rounding."""
-    if not interprets_kernels():
-        return
-    from triton import language as tl
-    from triton.runtime import interpreter
-
-    convert = interpreter._convert_float
-
-    def rounding_convert(values: Any, source: Any, target: Any, rounding_mode: Any) -> Any:
-        if (source, target) != (tl.float32, tl.bfloat16):
-            return convert(values, source, target, rounding_mode)
-        return torch.from_numpy(np.array(values)).bfloat16().view(torch.uint16).numpy()
-
-    interpreter._convert_float = rounding_convert
+def adapted_interpreter() -> None:
+    if interprets_kernels():
+        interpreter.adapt()
 
 
 @pytest.fixture(scope="session")

@@ -9,9 +9,12 @@ has something to do, which compiles and so cannot be interpreted. Files here nee
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -38,6 +41,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def device() -> torch.device:
     """Where the kernels run: "cpu" in the interpreter, else "cuda"."""
     return torch.device("cpu" if interprets_kernels() else "cuda")
+
+
+@pytest.fixture
+def launch_with(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """A function that gives the named ops' launchers other options than those that ship, such as smaller blocks.
+
+    Several blocks of few tokens find the same mistakes sooner. What ships is tested by the tests of tests/ops and by
+    those named `test_shipped_*` here.
+    """
+
+    def change(*names: str, **options: Any) -> None:
+        for name in names:
+            module, _, launcher = name.partition(".")
+            kernels = import_module(f"fgrl.kernels.{module}")
+            monkeypatch.setattr(kernels, launcher, partial(getattr(kernels, launcher), **options))
+
+    return change
 
 
 @pytest.fixture

@@ -10,12 +10,20 @@ from numerics import MASKS, POISONS, assert_as_accurate, make_mask, offsets, pac
 from torch import Tensor
 
 import fgrl
-from fgrl.kernels import _advantages
 from fgrl.types import KLEstimator
 
 pytestmark = pytest.mark.usefixtures("on_triton", "path")
 
-BLOCK = _advantages._LONGEST_BLOCK
+triton = pytest.importorskip("triton")
+
+from fgrl.kernels import _advantages  # noqa: E402
+from fgrl.kernels._advantages import Split  # noqa: E402
+
+BLOCK = 32
+PATHS = {
+    name: Split(min_block=16, max_block=BLOCK, pieces_at_once=4, in_pieces=name == "pieces")
+    for name in ("sequences", "pieces")
+}
 # One token; an odd one less and one more than a block; a block; several blocks, of which the first is not full.
 LENGTHS = {"1": 1, "block-1": BLOCK - 1, "block": BLOCK, "block+1": BLOCK + 1, "blocks": 3 * BLOCK + 5}
 TOKENS = ("token_rewards", "values", "logprobs", "ref_logprobs")
@@ -29,10 +37,11 @@ OPTIONS: dict[str, Any] = {
 }
 
 
-@pytest.fixture(params=["sequences", "pieces"])
-def path(request: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(params=PATHS.values(), ids=PATHS)
+def path(request: Any, launch_with: Any) -> Split:
     """A program for each sequence, or for each piece."""
-    monkeypatch.setattr(_advantages, "takes_pieces", lambda *_: request.param == "pieces")
+    launch_with("gae.gae", "token_advantages.token_advantages", split=request.param)
+    return request.param
 
 
 def draw(batch: int, length: int, device: torch.device, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
@@ -219,13 +228,28 @@ def test_packed_equals_padded(lengths: tuple[int, ...], dtype: torch.dtype, devi
         torch.testing.assert_close(tensor, expected, rtol=1e-11, atol=1e-11, msg=lambda m, name=name: f"{name}: {m}")
 
 
-def test_the_two_paths_agree(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    length = (2 * _advantages._PIECES + 1) * BLOCK + 5 if device.type == "cpu" else 9 * BLOCK + 5
+def test_the_two_paths_agree(path: Split, launch_with: Any, device: torch.device) -> None:
+    length = (2 * path.pieces_at_once + 1) * BLOCK + 5
     inputs, mask = draw(1, length, device), mask_of("holes", 1, length, device)
     ours = both(inputs, mask)
-    taken = _advantages.takes_pieces(1, length, device)
-    monkeypatch.setattr(_advantages, "takes_pieces", lambda *_: not taken)
+    other = path._replace(in_pieces=not path.in_pieces)
+    launch_with("gae.gae", "token_advantages.token_advantages", split=other)
     torch.testing.assert_close(ours, both(inputs, mask), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("shape", [(3, 100), (2, 2 * Split().max_block + 5)], ids=str)
+def test_shipped_blocks(path: Split, launch_with: Any, shape: tuple[int, int], device: torch.device) -> None:
+    """The shortest block and the longest, on both paths."""
+    launch_with("gae.gae", "token_advantages.token_advantages", split=Split(in_pieces=path.in_pieces))
+    inputs, mask = draw(*shape, device, torch.float32), mask_of("holes", *shape, device)
+    assert_right(both(inputs, mask), inputs, mask)
+
+
+def test_pieces_are_for_few_long_sequences(device: torch.device) -> None:
+    split = Split()
+    assert _advantages._takes_pieces(1, split.max_block + 1, split, device)
+    assert not _advantages._takes_pieces(1, split.max_block, split, device)
+    assert not _advantages._takes_pieces(10**6, 10**6, split, device)
 
 
 @pytest.mark.parametrize("kind", ["none", "holes"])

@@ -8,11 +8,11 @@ from numerics import assert_as_accurate
 
 triton = pytest.importorskip("triton")
 
-from fgrl.kernels import linear  # noqa: E402
 from fgrl.kernels.linear import logit_gradient, logit_statistics  # noqa: E402
 
 # A word; a block and its edges; several blocks, the last one nearly empty.
 VOCABULARIES = (1, 7, 31, 32, 33, 65, 200)
+BLOCK = 32
 
 
 def rows(count: int, vocabulary: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
@@ -40,10 +40,24 @@ def test_statistics_and_gradient(
     softcap: float | None,
     dtype: torch.dtype,
     device: torch.device,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(linear, "multiprocessors", lambda _: programs)
-    monkeypatch.setattr(linear, "_PROGRAMS_PER_MULTIPROCESSOR", 3)
+    assert_right(vocabulary, has_bias, softcap, dtype, device, {"block": BLOCK, "min_programs": 3 * programs})
+
+
+@pytest.mark.parametrize("vocabulary", [1000, 2100])
+def test_shipped_blocks(vocabulary: int, device: torch.device) -> None:
+    """Less than a block, and several."""
+    assert_right(vocabulary, True, 4.0, torch.float32, device, {})
+
+
+def assert_right(
+    vocabulary: int,
+    has_bias: bool,
+    softcap: float | None,
+    dtype: torch.dtype,
+    device: torch.device,
+    split: dict[str, int],
+) -> None:
     logits = rows(3, vocabulary, dtype, device)
     bias = torch.randn(vocabulary, device=device).to(torch.bfloat16) if has_bias else None
     if bias is not None and vocabulary > 2:
@@ -51,8 +65,9 @@ def test_statistics_and_gradient(
     targets = torch.tensor([vocabulary - 1, 0, -1], device=device)  # the last one's is not in this part of the head
     slopes = torch.randn(4, 3, dtype=dtype, device=device)
 
-    parts = logit_statistics(logits, bias, targets, 0.7, softcap)
-    assert parts.shape[1] == 1 or programs > 1
+    parts = logit_statistics(logits, bias, targets, 0.7, softcap, **split)
+    assert parts.shape[1] == 1 or split.get("min_programs", 4) > 3
+    blocks = {"block": split["block"]} if split else {}
     exact = scaled(logits.double(), bias, softcap)
     plain = scaled(logits, bias, softcap)
     slopes[0] = plain.amax(1)
@@ -80,8 +95,8 @@ def test_statistics_and_gradient(
         wanted *= 1 - (exact * 0.7 / softcap).square()
     if dtype == torch.float32:
         shorter = rows(3, vocabulary, torch.bfloat16, device)
-        logit_gradient(logits, bias, targets, slopes, 0.7, softcap, shorter)
+        logit_gradient(logits, bias, targets, slopes, 0.7, softcap, shorter, **blocks)
         torch.testing.assert_close(shorter.double(), wanted, rtol=1e-2, atol=1e-5)
-    logit_gradient(logits, bias, targets, slopes, 0.7, softcap, logits)
+    logit_gradient(logits, bias, targets, slopes, 0.7, softcap, logits, **blocks)
     tolerance = 1e-5 if dtype == torch.float32 else 1e-12
     torch.testing.assert_close(logits.double(), wanted, rtol=tolerance, atol=tolerance)

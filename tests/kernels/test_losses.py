@@ -12,20 +12,26 @@ from hypothesis import strategies as st
 from numerics import make_mask, offsets
 
 import fgrl
-from fgrl.kernels import _aggregate
 from fgrl.ops import PPOLossConfig
 
-BLOCK = _aggregate.BLOCK
+BLOCK = 64
+LOSSES = ("ppo_loss.ppo_loss", "value_loss.value_loss", "edit_preference_loss.edit_preference_loss")
 # One block, a whole number of them, and one token more and fewer.
 SIZES = {"block - 1": BLOCK - 1, "block": BLOCK, "block + 1": BLOCK + 1, "8 blocks": 8 * BLOCK}
 
 pytestmark = pytest.mark.usefixtures("on_triton")
 
 
+@pytest.fixture(autouse=True)
+def small_blocks(launch_with: Any, request: Any) -> None:
+    if not request.node.name.startswith("test_shipped"):
+        launch_with(*LOSSES, block=BLOCK)
+
+
 @pytest.fixture
-def few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+def few_programs(launch_with: Any) -> None:
     """Each program goes over many blocks, as on a GPU it does with millions of tokens."""
-    monkeypatch.setattr(_aggregate, "multiprocessors", lambda _: 1)
+    launch_with(*LOSSES[:2], max_programs=8)
 
 
 def check(name: str, shape: tuple[int, ...], device: torch.device, aggregation: Any, **options: Any) -> None:
@@ -62,6 +68,12 @@ def test_sequences_of_every_length_in_and_across_blocks(name: str, aggregation: 
     check(name, (size,), device, aggregation, mask=mask, cu_seqlens=offsets(lengths, torch.int64))
 
 
+@pytest.mark.parametrize("aggregation", ["token-mean", "seq-mean-token-mean"])
+@pytest.mark.parametrize("name", ["ppo_loss", "value_loss"])
+def test_shipped_blocks(name: str, aggregation: str, device: torch.device) -> None:
+    check(name, (2, 1500), device, aggregation, mask=make_mask("holes", (2, 1500)))
+
+
 @settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     layout=losses.layouts((1, 7, 65)),
@@ -83,6 +95,14 @@ def test_every_option_of_ppo_loss(
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
 @pytest.mark.parametrize("widths", [(1, 65), (64, 300), (0, 7)], ids=str)
 def test_edit_preference_loss(widths: tuple[int, int], reduction: str, device: torch.device) -> None:
+    assert_right_preference(widths, reduction, device)
+
+
+def test_shipped_blocks_of_edit_preference_loss(device: torch.device) -> None:
+    assert_right_preference((300, 1100), "mean", device)
+
+
+def assert_right_preference(widths: tuple[int, int], reduction: str, device: torch.device) -> None:
     inputs = {
         f"{side}_rewards": torch.randn(3, width) / 4 for side, width in zip(("chosen", "rejected"), widths, strict=True)
     }

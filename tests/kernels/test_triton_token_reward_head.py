@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -14,9 +15,20 @@ import fgrl
 
 pytestmark = pytest.mark.usefixtures("on_triton")
 
+LAUNCHERS = tuple(f"token_reward_head.token_reward_head{end}" for end in ("", "_backward"))
+COLUMNS = 64
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(launch_with: Any, request: Any) -> None:
+    if not request.node.name.startswith("test_shipped"):
+        launch_with(*LAUNCHERS, max_columns=COLUMNS)
+        launch_with(LAUNCHERS[1], max_programs=132)
+
+
 # One head; a few, summed up in registers; from five on a matrix product; no power of two; as many as there can be.
 HEADS = (1, 3, 5, 19, 32)
-# Less than a block, a block (64 columns in the interpreter), one more, and several.
+# Less than a block, a block (of `COLUMNS` columns), one more, and several.
 WIDTHS = (1, 33, 64, 65, 200)
 
 
@@ -28,6 +40,18 @@ def test_as_accurate_as_pytorch(heads: int, width: int, normed: bool, dtype: tor
     """37 rows: several blocks, the last of which is not full, and programs of the backward pass with several each."""
     if normed and width == 1:
         pytest.skip("a norm of one element leaves its sign, whose gradient is 0 but for eps")
+    assert_right(heads, width, normed, dtype, device)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("normed", [False, True], ids=["plain", "RMSNorm"])
+@pytest.mark.parametrize("heads", [1, 4, 5])
+def test_shipped_blocks(heads: int, normed: bool, dtype: torch.dtype, device: torch.device) -> None:
+    """One block of columns and a rest in the backward pass, several in the forward pass."""
+    assert_right(heads, 1030, normed, dtype, device)
+
+
+def assert_right(heads: int, width: int, normed: bool, dtype: torch.dtype, device: torch.device) -> None:
     inputs = draw(37, width, heads, normed, dtype, device)
     grad = torch.randn(37, heads, device=device) / 6
     ours = results(fgrl.ops.token_reward_head, inputs, grad)

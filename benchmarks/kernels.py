@@ -32,6 +32,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
 import fgrl.kernels
+from fgrl.data.output import write_text
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -190,7 +191,7 @@ def main() -> int:
     usages = sweep(args.names, args.targets, args.jobs)
     print(table(usages))
     if args.json:
-        args.json.write_text(json.dumps([usage._asdict() for usage in usages], indent=1) + "\n", encoding="utf-8")
+        write_text(args.json, json.dumps([usage._asdict() for usage in usages], indent=1) + "\n")
     return 0 if all(usage.is_sound for usage in usages) else 1
 
 

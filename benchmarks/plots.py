@@ -13,6 +13,7 @@ from matplotlib import pyplot as plt
 
 from benchmarks import tables
 from benchmarks.results import Results, floor_seconds
+from fgrl.data.output import open_output
 
 COLOURS = {"fgrl": "#1764ab", "PyTorch": "#d1740f", "torch.compile": "#6b7280"}
 _OTHERS = "#9aa5b1"
@@ -20,14 +21,14 @@ _OTHERS = "#9aa5b1"
 
 def draw(results: Results, out: Path) -> list[Path]:
     """Write the figures that the result has data for, as SVG; the same data give the same bytes."""
-    out.mkdir(parents=True, exist_ok=True)
     kind = "gpu" if results.get("suite") == "gpu" else "cpu"
     style = {"svg.hashsalt": "fgrl", "svg.fonttype": "none", "font.size": 8, "axes.grid": True, "grid.alpha": 0.3}
     paths = []
     with plt.rc_context(style):
         for name, figure in _figures(results):
             paths.append(out / f"benchmarks-{name}-{kind}.svg")
-            figure.savefig(paths[-1], metadata={"Date": None}, bbox_inches="tight")
+            with open_output(paths[-1]) as file:
+                figure.savefig(file, format="svg", metadata={"Date": None}, bbox_inches="tight")
             plt.close(figure)
     return paths
 

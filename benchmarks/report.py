@@ -10,6 +10,7 @@ from typing import Any
 
 from benchmarks import end_to_end, tables
 from benchmarks.results import COMMITTED, Results, newest
+from fgrl.data.output import write_text
 from fgrl.demo.report import policy_rows, win_rows
 from fgrl.demo.svg import line_chart
 
@@ -209,5 +210,5 @@ def update() -> None:
     """Write every page and the demo's figure."""
     for page in SECTIONS:
         path = ROOT / page
-        path.write_text(render(path.read_text(encoding="utf-8"), page), encoding="utf-8")
-    FIGURE.write_text(figure(), encoding="utf-8")
+        write_text(path, render(path.read_text(encoding="utf-8"), page))
+    write_text(FIGURE, figure())

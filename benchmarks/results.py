@@ -8,11 +8,12 @@ seconds of each part (p20, p50, p80) and the peak bytes. `scale`, `end_to_end` a
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from fgrl.data.output import write_text
 
 Results = dict[str, Any]
 
@@ -22,10 +23,7 @@ TOLERANCE = 0.05
 
 def save(results: Results, path: Path) -> None:
     """Write the file whole or not at all, so that a run which is stopped leaves what it had."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(".draft")
-    draft.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    os.replace(draft, path)
+    write_text(path, json.dumps(results, indent=1) + "\n")
 
 
 def load(path: Path) -> Results:

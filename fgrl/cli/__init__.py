@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 
 import fgrl
-from fgrl.cli._common import OptionParser, UsageError, add_common_arguments, apply_config
+from fgrl.cli._common import OptionParser, add_common_arguments, apply_config
+from fgrl.cli._errors import leave_closed_pipe, user_error
 
 _COMMANDS = {
     "doctor": "fgrl.cli.doctor",
@@ -42,27 +44,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand.
 
     Returns:
-        The exit code: 0 when it did its work, 1 when the run failed (one sentence on stderr), 2 for a command line
-        or configuration file that cannot be used.
+        The exit code: 0 when it did its work, 2 for a user's mistake (one sentence on stderr), 130 when interrupted,
+        141 when nobody reads its output. A bug is raised, for Python to show its traceback and exit with 1.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    parser, command = build_parser(arguments[0] if arguments else None)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a console that lacks a character shows its escape
     try:
+        parser, command = build_parser(arguments[0] if arguments else None)
         if command is not None:
             apply_config(arguments, command)
         options = parser.parse_args(arguments)
-        return int(options.run(options))
-    except UsageError as error:
-        print(f"fgrl: {error}", file=sys.stderr)
-        return 2
+        code = int(options.run(options))
+        sys.stdout.flush()
+        return code
     except BrokenPipeError:
-        sys.stderr.close()
-        return 1
+        leave_closed_pipe()
+        return 141
     except KeyboardInterrupt:
         print("fgrl: interrupted", file=sys.stderr)
-        return 1
-    except (ValueError, RuntimeError, OSError, ImportError) as error:
-        if "--traceback" in arguments:
+        return 130
+    except Exception as error:
+        sentence = user_error(error)
+        if sentence is None or "--traceback" in arguments:
             raise
-        print(f"fgrl: {error}", file=sys.stderr)
-        return 1
+        print(f"fgrl: {sentence}", file=sys.stderr)
+        try:
+            sys.stdout.flush()
+        except OSError:
+            leave_closed_pipe()
+        return 2

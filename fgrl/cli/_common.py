@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+from fgrl.cli._errors import UsageError
 from fgrl.cli._progress import progress
 
 __all__ = ["OptionParser", "UsageError", "add_common_arguments", "apply_config", "parse_columns", "progress", "require"]
-
-
-class UsageError(ValueError):
-    """A command line or configuration that cannot be used: exit code 2."""
 
 
 class OptionParser(argparse.ArgumentParser):
@@ -25,6 +23,12 @@ class OptionParser(argparse.ArgumentParser):
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, **options)
         self.register("action", "append", _Repeatable)
+
+    def error(self, message: str) -> NoReturn:
+        """One sentence without the usage text, in the form that all others have."""
+        raise UsageError(
+            re.sub(r"^argument (\S+(?:/\S+)?): (is )?", lambda m: f"{m[1]}{' is ' if m[2] else ': '}", message)
+        )
 
 
 class _Repeatable(argparse.Action):
@@ -93,7 +97,7 @@ def _read_yaml(path: Path) -> dict[Any, Any]:
 
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise UsageError(f"--config {path} cannot be read: {' '.join(str(error).split())}") from error
     if content is None:
         return {}
@@ -105,7 +109,7 @@ def _read_yaml(path: Path) -> dict[Any, Any]:
 def _convert(path: Path, key: str, value: Any, action: argparse.Action) -> Any:
     """`value` as the command line would have parsed it."""
     if value is None:
-        return None
+        raise UsageError(f"{path}: {key} is null; it must be a value, or left out for its default")
     if action.nargs == 0:
         if not isinstance(value, bool):
             raise UsageError(f"{path}: {key} is {value!r}; it must be true or false")
@@ -120,8 +124,8 @@ def _convert_one(path: Path, key: str, value: Any, action: argparse.Action) -> A
         raise UsageError(f"{path}: {key} is {value!r}; it must be one value")
     try:
         converted = str(value) if action.type is None else action.type(str(value))  # type: ignore[operator]
-    except (ValueError, TypeError, argparse.ArgumentTypeError) as error:
-        raise UsageError(f"{path}: {key} is {value!r}: {error}") from error
+    except argparse.ArgumentTypeError as error:
+        raise UsageError(f"{path}: {key} {error}") from error
     if action.choices is not None and converted not in action.choices:
         raise UsageError(f"{path}: {key} is {value!r}; it must be one of {', '.join(map(str, action.choices))}")
     return converted
@@ -133,6 +137,8 @@ def parse_columns(options: list[str] | None) -> dict[str, str]:
     for option in options or []:
         field, separator, name = option.partition("=")
         if not separator or not field or not name:
-            raise UsageError(f"--column {option} must be FIELD=NAME, such as prompt=instruction")
+            raise UsageError(f"--column is {option!r}; it must be FIELD=NAME, such as prompt=instruction")
+        if field in columns:
+            raise UsageError(f"--column names {field!r} twice; it must be once")
         columns[field] = name
     return columns

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from fgrl.cli._common import UsageError
+from fgrl.cli._errors import UsageError, usable
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedTokenizerBase
 
     from fgrl.models import TokenRewardModel
@@ -39,10 +38,16 @@ def load_reward_model(
     return model, tokenizer
 
 
-@contextmanager
-def usable(flag: str, name: str) -> Iterator[None]:
-    """Turn a failure to load `name` into a UsageError that names the flag."""
+def usable_device(flag: str, name: str | None) -> torch.device:
+    """The device that `flag` names, or the default; `UsageError` where torch cannot compute on it."""
+    import torch
+
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        yield
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{flag} {name} cannot be used: {' '.join(str(error).split())}") from error
+        device = torch.device(name)
+        torch.zeros(1, device=device).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
+        why = str(error).partition("\n")[0]
+        raise UsageError(f"{flag} is {name!r}; it must be a device that torch can compute on ({why})") from error
+    return device

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fgrl.data import EditedPair, PairReader
 from fgrl.data.pairs import check_prompt
-from fgrl.data.rows import OnError, Row, RowReader, check_text, find_field
+from fgrl.data.rows import OnError, Row, RowReader, check_text, encode_rows, find_field
 
 if TYPE_CHECKING:
     from fgrl.data import EncodedPair, PairEncoder
@@ -108,15 +108,26 @@ class ResponseReader(RowReader[Response]):
 def score_rows(
     model: TokenRewardModel,
     encoder: PairEncoder,
+    reader: ResponseReader,
     rows: Iterable[Response],
     *,
     batch_size: int,
     metrics: RewardMetrics | None = None,
 ) -> Iterator[ScoredRow]:
-    """Score rows in batches, in order; edited pairs are added to `metrics`."""
+    """Score the `rows` of `reader` in batches, in order; edited pairs are added to `metrics`.
+
+    A row that cannot be encoded, such as messages that the chat template refuses, is a bad row of `reader`.
+    """
+
+    def encode(some: list[Response]) -> list[EncodedPair]:
+        return encoder([row.pair for row in some])
+
     iterator = iter(rows)
-    while batch := list(islice(iterator, batch_size)):
-        encoded = encoder([row.pair for row in batch])
+    while taken := list(islice(iterator, batch_size)):
+        usable = encode_rows(reader, encode, [(row.pair.line, row) for row in taken])
+        if not usable:
+            continue
+        batch, encoded = [row for row, _ in usable], [pair for _, pair in usable]
         sequences = [(pair.prompt_ids, pair.original_ids) for pair in encoded]
         sequences += [
             (pair.prompt_ids, pair.edited_ids) for row, pair in zip(batch, encoded, strict=True) if not row.alone

@@ -28,15 +28,18 @@ def parse_settings(settings: list[str] | None, config: type) -> dict[str, Any]:
         name, separator, text = setting.partition("=")
         name = name.strip().replace("-", "_")
         if not separator or name not in fields:
-            raise UsageError(f"--set {setting} must be NAME=VALUE with a field of {config.__name__}")
+            raise UsageError(f"--set is {setting!r}; it must be NAME=VALUE with a field of {config.__name__}")
         try:
             value = yaml.safe_load(text)
         except yaml.YAMLError as error:
-            raise UsageError(f"--set {setting} is not YAML: {' '.join(str(error).split())}") from error
+            raise UsageError(
+                f"--set is {setting!r}; its value must be YAML ({' '.join(str(error).split())})"
+            ) from error
         try:
             parsed[name] = _fit(value, text.strip(), kinds[name])
         except ValueError as error:
-            raise UsageError(f"--set {setting}: {name} must be {inspect.formatannotation(kinds[name])}") from error
+            kind = inspect.formatannotation(kinds[name])
+            raise UsageError(f"--set is {setting!r}; {name} must be {kind}") from error
     return parsed
 
 

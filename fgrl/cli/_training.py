@@ -11,9 +11,12 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from fgrl.cli._common import UsageError
+from fgrl.cli._numbers import integer
 from fgrl.cli._settings import parse_settings
+from fgrl.data.output import check_outputs
 
 ConfigT = TypeVar("ConfigT")
+_MODELS = ("ref_model", "value_model", "reward_model")
 
 RENAMED = {  # flag -> field of the configuration, where the names differ
     "out": "output_dir",
@@ -30,21 +33,23 @@ def add_run_arguments(parser: argparse.ArgumentParser, config_name: str) -> argp
     parser.add_argument("--out", required=True, metavar="FOLDER", help="where the model is written")
     parser.add_argument("--column", action="append", metavar="FIELD=NAME", help="column of a field: prompt=instruction")
     run = parser.add_argument_group("the run")
-    run.add_argument("--batch-size", type=int, help="sequences or pairs a device and micro-batch (default: 8)")
-    run.add_argument("--eval-batch-size", type=int, help="the same in evaluation (default: 8)")
-    run.add_argument("--gradient-accumulation", type=int, help="micro-batches a step (default: 1)")
-    run.add_argument("--max-steps", type=int, help="optimizer steps instead of epochs")
-    run.add_argument("--max-prompt-length", type=int, help="tokens of the prompt; longer ones lose their beginning")
+    run.add_argument("--batch-size", type=integer(1), help="sequences or pairs a device and micro-batch (default: 8)")
+    run.add_argument("--eval-batch-size", type=integer(1), help="the same in evaluation (default: 8)")
+    run.add_argument("--gradient-accumulation", type=integer(1), help="micro-batches a step (default: 1)")
+    run.add_argument("--max-steps", type=integer(1), help="optimizer steps instead of epochs")
+    run.add_argument(
+        "--max-prompt-length", type=integer(1), help="tokens of the prompt; longer ones lose their beginning"
+    )
     run.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), help="of the weights")
     run.add_argument("--bf16", action="store_true", default=None, help="mixed precision")
     run.add_argument("--cpu", action="store_true", default=None, help="train on the CPU even where there is a GPU")
     run.add_argument("--gradient-checkpointing", action="store_true", default=None, help="less memory, more time")
     run.add_argument("--attn-implementation", default="auto", help='"auto" (default) or a name of transformers')
-    run.add_argument("--lora-rank", type=int, help="train adapters of this rank instead of all weights")
-    run.add_argument("--seed", type=int, help="default: 42")
-    run.add_argument("--eval-steps", type=int, help="evaluate every so many steps")
-    run.add_argument("--save-steps", type=int, help="checkpoint every so many steps (default: never)")
-    run.add_argument("--logging-steps", type=int, help="log every so many steps")
+    run.add_argument("--lora-rank", type=integer(1), help="train adapters of this rank instead of all weights")
+    run.add_argument("--seed", type=integer(0), help="default: 42")
+    run.add_argument("--eval-steps", type=integer(1), help="evaluate every so many steps")
+    run.add_argument("--save-steps", type=integer(1), help="checkpoint every so many steps (default: never)")
+    run.add_argument("--logging-steps", type=integer(1), help="log every so many steps")
     run.add_argument("--resume", action="store_true", help="continue from the last checkpoint in --out")
     run.add_argument("--overwrite", action="store_true", help="write into a folder that is not empty")
     run.add_argument(
@@ -54,9 +59,21 @@ def add_run_arguments(parser: argparse.ArgumentParser, config_name: str) -> argp
 
 
 def check_out(args: argparse.Namespace) -> None:
-    """Raise UsageError where `--out` holds files and neither `--overwrite` nor `--resume` is given."""
+    """Raise UsageError where `--out` cannot be written, holds files that nobody gave up, or is a model that is read."""
+    inputs = {f"--{name.replace('_', '-')}": getattr(args, name, None) for name in ("model", "tokenizer", *_MODELS)}
+    for flag, value in inputs.items():
+        for path in value if isinstance(value, list) else [value]:
+            check_outputs({"--out": args.out}, {flag: path})
+    try:
+        os.makedirs(args.out, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--out {args.out} cannot be used: {error.strerror}; it must be a folder") from error
+    if not os.access(args.out, os.W_OK):
+        raise UsageError(f"--out {args.out} cannot be written; it must be a folder that can")
     if os.path.isdir(args.out) and os.listdir(args.out) and not (args.overwrite or args.resume):
-        raise UsageError(f"--out {args.out} is not empty: name another folder, or add --overwrite or --resume")
+        raise UsageError(
+            f"--out {args.out} is not empty; it must be another folder, or come with --overwrite or --resume"
+        )
 
 
 def build_config(config: type[ConfigT], args: argparse.Namespace, defaults: Mapping[str, Any]) -> ConfigT:
@@ -103,7 +120,7 @@ def last_checkpoint(args: argparse.Namespace) -> str | None:
 
     checkpoint = get_last_checkpoint(args.out) if os.path.isdir(args.out) else None
     if checkpoint is None:
-        raise UsageError(f"--resume found no checkpoint in {args.out}: run with --save-steps first")
+        raise UsageError(f"--resume found no checkpoint in {args.out}; there must be one, which --save-steps writes")
     return str(checkpoint)
 
 

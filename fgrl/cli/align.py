@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from fgrl.cli._common import UsageError, parse_columns, progress, require
+from fgrl.cli._errors import usable
+from fgrl.cli._numbers import integer
 
 if TYPE_CHECKING:
     from fgrl.data.align_file import AlignReport
@@ -35,21 +36,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--column", action="append", metavar="FIELD=NAME", help="column of a field, such as prompt=instruction"
     )
-    parser.add_argument("--batch-size", type=int, default=256, help="pairs aligned at once (default: 256)")
-    parser.add_argument("--overwrite", action="store_true", help="start over, replacing --out")
+    parser.add_argument("--batch-size", type=integer(1), default=256, help="pairs aligned at once (default: 256)")
+    parser.add_argument("--overwrite", action="store_true", help="start over, and replace --out at the end")
 
 
 def run(args: argparse.Namespace) -> int:
     """Align the file and report how fast."""
     from fgrl.data.align_file import align_file
+    from fgrl.data.output import check_outputs
     from fgrl.data.rows import RowError
 
-    if os.path.exists(args.out) and not args.overwrite:
-        raise UsageError(f"--out {args.out} exists already: name another file, or add --overwrite")
-    if args.batch_size < 1:
-        raise UsageError(f"--batch-size is {args.batch_size}: it must be at least 1")
     if args.gguf_file and not args.tokenizer:
-        raise UsageError("--gguf-file needs --tokenizer, the folder it is in")
+        raise UsageError("--gguf-file is given alone; it must come with --tokenizer, the folder it is in")
+    check_outputs({"--out": args.out}, {"source": args.source, "--config": args.config, "--tokenizer": args.tokenizer})
     tokenizer = _load_tokenizer(args.tokenizer, args.gguf_file) if args.tokenizer else None
 
     def watch(rows: Iterator[RawRow], done: int) -> Iterator[RawRow]:
@@ -78,8 +77,8 @@ def run(args: argparse.Namespace) -> int:
         raise
     except RowError as error:
         raise RowError(
-            f"{error} Rows before it are kept: repair the row, or add --on-error skip, and run the same "
-            f"command{_without_overwrite(args)} to continue."
+            f"{error} (rows before it are kept: repair the row, or add --on-error skip, and run the same "
+            f"command{_without_overwrite(args)} to continue)"
         ) from error
     _print_report(report, args.out)
     return 0
@@ -93,10 +92,8 @@ def _load_tokenizer(name: str, gguf_file: str | None) -> Any:
     require("transformers", "train")
     from transformers import AutoTokenizer
 
-    try:
+    with usable("--tokenizer", name):
         return AutoTokenizer.from_pretrained(name, **({"gguf_file": gguf_file} if gguf_file else {}))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"--tokenizer {name} cannot be loaded: {' '.join(str(error).split())}") from error
 
 
 def _count_rows(source: str) -> int | None:

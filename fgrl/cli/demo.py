@@ -9,7 +9,8 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from fgrl.cli._common import UsageError, require
+from fgrl.cli._common import require
+from fgrl.cli._numbers import integer
 
 NAME = "demo"
 HELP = "run the whole pipeline on the CPU in a few minutes: edits, reward models, PPO, report"
@@ -20,9 +21,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", default="fgrl-demo", metavar="FOLDER", help="report and checkpoints (default: fgrl-demo)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="decides everything that is drawn (default: 0)")
+    parser.add_argument("--seed", type=integer(0), default=0, help="decides everything that is drawn (default: 0)")
     parser.add_argument(
-        "--workers", type=int, help="processes at the same time, one thread each (default: 2, or 1 on a single core)"
+        "--workers",
+        type=integer(1, 64),
+        help="processes at the same time, one thread each (default: 2, or 1 on a single core)",
     )
     parser.add_argument("--quick", action="store_true", help="a much smaller run that only shows that everything works")
 
@@ -31,11 +34,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the demo; the table goes to stdout, progress to stderr."""
     for module, extra in (("transformers", "train"), ("accelerate", "train"), ("codespell_lib", "demo")):
         require(module, extra)
-    if args.seed < 0:
-        raise UsageError(f"--seed must be at least 0, got {args.seed}")
     workers = args.workers if args.workers is not None else min(2, os.cpu_count() or 1)
-    if workers < 1:
-        raise UsageError(f"--workers must be at least 1, got {workers}")
     from fgrl.demo.config import DemoConfig
     from fgrl.demo.pipeline import run_demo
     from fgrl.demo.report import format_table

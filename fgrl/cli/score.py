@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fgrl.cli._common import UsageError, parse_columns, progress, require
-from fgrl.cli._models import load_reward_model
+from fgrl.cli._errors import usable
+from fgrl.cli._models import load_reward_model, usable_device
+from fgrl.cli._numbers import integer
 
 if TYPE_CHECKING:
     from fgrl.cli._scoring import ResponseReader, ScoredRow, ScoredSide
@@ -31,10 +32,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokenizer", help="its tokenizer (default: the model's)")
     parser.add_argument("--text", help="one response to score, instead of a file")
     parser.add_argument("--prompt", help="the prompt of --text")
-    parser.add_argument("--out", metavar="FILE", help="write JSON lines; - for standard output")
+    parser.add_argument("--out", metavar="FILE", help="write JSON lines in UTF-8; - for standard output")
     parser.add_argument("--html", metavar="FILE", help="write a self-contained page with coloured tokens")
-    parser.add_argument("--html-rows", type=int, default=200, help="most rows on the page (default: 200)")
-    parser.add_argument("--limit", type=int, help="score this many rows at most")
+    parser.add_argument("--html-rows", type=integer(1), default=200, help="most rows on the page (default: 200)")
+    parser.add_argument("--limit", type=integer(0), help="score this many rows at most")
     parser.add_argument("--column", action="append", metavar="FIELD=NAME", help="column of a field: response=answer")
     parser.add_argument(
         "--on-error", choices=("raise", "skip"), default="raise", help="what to do at a bad row (default: raise)"
@@ -42,8 +43,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--edit-unit", choices=("token", "word"), default="token", help="widen edits to whole words (default: token)"
     )
-    parser.add_argument("--max-length", type=int, default=1024, help="tokens of prompt and response (default: 1024)")
-    parser.add_argument("--batch-size", type=int, default=8, help="rows scored at once (default: 8)")
+    parser.add_argument(
+        "--max-length", type=integer(1), default=1024, help="tokens of prompt and response (default: 1024)"
+    )
+    parser.add_argument("--batch-size", type=integer(1), default=8, help="rows scored at once (default: 8)")
     parser.add_argument("--device", help="default: cuda where there is one, else cpu")
     parser.add_argument(
         "--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto", help="of weights"
@@ -55,32 +58,30 @@ def run(args: argparse.Namespace) -> int:
     """Score the rows and write them wherever was asked for."""
     require("transformers", "train")
     from fgrl.cli.score_html import render
+    from fgrl.data.output import check_outputs, json_line, open_output
     from fgrl.trainer.reward_metrics import RewardMetrics
 
-    for name in ("batch_size", "max_length", "html_rows"):
-        if getattr(args, name) < 1:
-            raise UsageError(f"--{name.replace('_', '-')} is {getattr(args, name)}; it must be at least 1")
     reader = _reader(args)
+    inputs = {"source": args.source, "--config": args.config, "--model": args.model, "--tokenizer": args.tokenizer}
+    check_outputs({"--out": args.out, "--html": args.html}, inputs)
     metrics = RewardMetrics()
     on_page: list[ScoredRow] = []
     count = 0
     with ExitStack() as files:
-        records: Any = None
-        if args.out == "-":
-            records = sys.stdout
-        elif args.out is not None:
-            records = files.enter_context(open(args.out, "w", encoding="utf-8"))
+        with usable("--out", args.out):
+            records = None if args.out is None else files.enter_context(open_output(args.out))
+        with usable("--html", args.html):
+            page = None if args.html is None else files.enter_context(open_output(args.html))
         for row in _scored_rows(args, reader, metrics):
             count += 1
             if records is not None:
-                records.write(json.dumps(row.as_json(), ensure_ascii=False) + "\n")
-            if args.html is not None and len(on_page) < args.html_rows:
+                records.write(json_line(row.as_json()))
+            if page is not None and len(on_page) < args.html_rows:
                 on_page.append(row)
-            if records is None and args.html is None:
+            if records is None and page is None:
                 _print_row(row, colour=sys.stdout.isatty())
-    if args.html is not None:
-        with open(args.html, "w", encoding="utf-8") as file:
-            file.write(render(on_page, model=args.model, total=count))
+        if page is not None:
+            page.write(render(on_page, model=args.model, total=count).encode("utf-8", "backslashreplace"))
     _print_summary(count, reader, metrics)
     return 0
 
@@ -89,9 +90,9 @@ def _reader(args: argparse.Namespace) -> ResponseReader:
     from fgrl.cli._scoring import ResponseReader
 
     if (args.source is None) == (args.text is None):
-        raise UsageError("score takes either a file or --text")
+        raise UsageError("the source is given twice or not at all; it must be either a file or --text")
     if args.prompt is not None and args.text is None:
-        raise UsageError("--prompt needs --text: a file brings its own prompts")
+        raise UsageError("--prompt is given with a file, which brings its own prompts; it must come with --text")
     source = args.source if args.text is None else [{"prompt": args.prompt or "", "response": args.text}]
     return ResponseReader(source, on_error=args.on_error, columns=parse_columns(args.column))
 
@@ -99,12 +100,11 @@ def _reader(args: argparse.Namespace) -> ResponseReader:
 def _scored_rows(args: argparse.Namespace, reader: ResponseReader, metrics: RewardMetrics) -> Iterator[ScoredRow]:
     from itertools import islice
 
-    import torch
-
     from fgrl.cli._scoring import score_rows
     from fgrl.data import PairEncoder
     from fgrl.models.fit import context_length
 
+    device = usable_device("--device", args.device)
     model, tokenizer = load_reward_model(
         args.model, args.tokenizer, dtype=args.dtype, attn_implementation=args.attn_implementation
     )
@@ -113,11 +113,11 @@ def _scored_rows(args: argparse.Namespace, reader: ResponseReader, metrics: Rewa
             f"fgrl: {args.model} has no reward head, so that every reward is 0; fgrl train-reward makes one",
             file=sys.stderr,
         )
-    model.to(torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))).eval()
+    model.to(device).eval()
     max_length = min(args.max_length, context_length(model.config) or args.max_length)
     encoder = PairEncoder(tokenizer, max_length=max_length, edit_unit=args.edit_unit)
     rows = progress(islice(reader, args.limit), desc="score", unit="rows", quiet=args.quiet)
-    return score_rows(model, encoder, rows, batch_size=args.batch_size, metrics=metrics)
+    return score_rows(model, encoder, reader, rows, batch_size=args.batch_size, metrics=metrics)
 
 
 def _print_row(row: ScoredRow, *, colour: bool) -> None:

@@ -12,7 +12,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from fgrl.cli._common import UsageError, parse_columns, require
-from fgrl.cli._models import load_reward_model, usable
+from fgrl.cli._errors import usable
+from fgrl.cli._models import load_reward_model
+from fgrl.cli._numbers import integer, number
 from fgrl.cli._training import (
     add_run_arguments,
     build_config,
@@ -21,6 +23,7 @@ from fgrl.cli._training import (
     leave_process_group,
     lora_config,
 )
+from fgrl.data.output import write_text
 
 if TYPE_CHECKING:
     from fgrl.trainer import FineGrainedPPOConfig, FineGrainedPPOTrainer
@@ -46,22 +49,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--eval", metavar="FILE", help="prompts to sample from in evaluation")
 
     run = add_run_arguments(parser, "FineGrainedPPOConfig")
-    run.add_argument("--total-episodes", type=int, help="completions to train on; sets the number of steps")
-    run.add_argument("--learning-rate", type=float, help="of the policy (default: 1e-6)")
-    run.add_argument("--value-learning-rate", type=float, help="of the value model (default: the policy's)")
+    run.add_argument("--total-episodes", type=integer(1), help="completions to train on; sets the number of steps")
+    run.add_argument("--learning-rate", type=number(0), help="of the policy (default: 1e-6)")
+    run.add_argument("--value-learning-rate", type=number(0), help="of the value model (default: the policy's)")
 
     method = parser.add_argument_group("the method")
     method.add_argument("--reward-level", choices=("token", "sequence"), help="every token's reward, or the last one's")
-    method.add_argument("--reward-scale", type=float, help="factor of the token rewards (default: 1)")
-    method.add_argument("--reward-clip", type=float, help="bound of the token rewards (default: none)")
-    method.add_argument("--kl-coef", type=float, help="weight of the KL penalty in the rewards (default: 0.05)")
+    method.add_argument("--reward-scale", type=number(), help="factor of the token rewards (default: 1)")
+    method.add_argument("--reward-clip", type=number(above=0), help="bound of the token rewards (default: none)")
+    method.add_argument("--kl-coef", type=number(0), help="weight of the KL penalty in the rewards (default: 0.05)")
     method.add_argument("--kl-estimator", choices=("k1", "k2", "k3", "abs"), help="its estimator (default: k1)")
-    method.add_argument("--num-ppo-epochs", type=int, help="passes over each rollout (default: 4)")
-    method.add_argument("--num-mini-batches", type=int, help="optimizer steps a pass (default: 1)")
-    method.add_argument("--gamma", type=float, help="discount (default: 1)")
-    method.add_argument("--lam", type=float, help="trace decay of GAE (default: 0.95)")
-    method.add_argument("--max-completion-length", type=int, help="longest completion in tokens (default: 256)")
-    method.add_argument("--temperature", type=float, help="of sampling (default: 1)")
+    method.add_argument("--num-ppo-epochs", type=integer(1), help="passes over each rollout (default: 4)")
+    method.add_argument("--num-mini-batches", type=integer(1), help="optimizer steps a pass (default: 1)")
+    method.add_argument("--gamma", type=number(0, 1), help="discount (default: 1)")
+    method.add_argument("--lam", type=number(0, 1), help="trace decay of GAE (default: 0.95)")
+    method.add_argument("--max-completion-length", type=integer(1), help="longest completion in tokens (default: 256)")
+    method.add_argument("--temperature", type=number(above=0), help="of sampling (default: 1)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -71,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
 
     check_out(args)
     if not args.reward_model and not args.reward_function:
-        raise UsageError("there is no reward: name a --reward-model or a --reward-function")
+        raise UsageError("the reward is missing; there must be a --reward-model or a --reward-function")
     _train(args, build_config(FineGrainedPPOConfig, args, {"eval_strategy": "steps" if args.eval_steps else "no"}))
     leave_process_group()
     return 0
@@ -112,11 +115,15 @@ def _trainer(args: argparse.Namespace, config: FineGrainedPPOConfig) -> FineGrai
         rewards.append(reward_model)
     rewards += [_load_function(name) for name in args.reward_function or []]
     columns = parse_columns(args.column)
+    with usable("--ref-model", args.ref_model):
+        ref_model = load_causal_lm(args.ref_model, **loading) if args.ref_model else None
+    with usable("--value-model", args.value_model):
+        value_model = ValueModel.from_pretrained(args.value_model, **loading) if args.value_model else None
     trainer = FineGrainedPPOTrainer(
         policy,
-        ref_model=load_causal_lm(args.ref_model, **loading) if args.ref_model else None,
+        ref_model=ref_model,
         reward_model=rewards,
-        value_model=ValueModel.from_pretrained(args.value_model, **loading) if args.value_model else None,
+        value_model=value_model,
         args=config,
         processing_class=tokenizer,
         train_dataset=read_prompts(args.source, columns=columns),
@@ -131,7 +138,7 @@ def _trainer(args: argparse.Namespace, config: FineGrainedPPOConfig) -> FineGrai
 def _load_function(name: str) -> Any:
     module, separator, function = name.partition(":")
     if not separator:
-        raise UsageError(f"--reward-function {name} must be MODULE:FUNCTION")
+        raise UsageError(f"--reward-function is {name!r}; it must be MODULE:FUNCTION")
     try:
         with _current_folder_importable():
             return getattr(importlib.import_module(module), function)
@@ -152,8 +159,8 @@ def _current_folder_importable() -> Iterator[None]:
 
 def _report(trainer: FineGrainedPPOTrainer, metrics: dict[str, Any], out: str) -> None:
     history = [entry for entry in trainer.state.log_history if "reward" in entry]
-    with open(os.path.join(out, "metrics.json"), "w", encoding="utf-8") as file:
-        json.dump({"final": metrics, "history": trainer.state.log_history}, file, indent=2)
+    content = {"final": metrics, "history": trainer.state.log_history}
+    write_text(os.path.join(out, "metrics.json"), json.dumps(content, indent=2))
     for label, entry in (("first rollout", history[:1]), ("last rollout", history[-1:])):
         for values in entry:
             shown = ("reward", "kl_per_sequence", "completion_length", "entropy")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from fgrl.cli._common import parse_columns, require
 from fgrl.cli._models import load_reward_model
+from fgrl.cli._numbers import integer, number
 from fgrl.cli._training import (
     add_run_arguments,
     build_config,
@@ -16,6 +17,7 @@ from fgrl.cli._training import (
     leave_process_group,
     lora_config,
 )
+from fgrl.data.output import write_text
 
 if TYPE_CHECKING:
     from fgrl.trainer import TokenRewardConfig, TokenRewardTrainer
@@ -33,9 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--on-error", choices=("raise", "skip"), help="what to do at a bad row (default: raise)")
 
     run = add_run_arguments(parser, "TokenRewardConfig")
-    run.add_argument("--learning-rate", type=float, help="peak learning rate (default: 2e-5)")
-    run.add_argument("--epochs", type=float, help="passes over the pairs (default: 3)")
-    run.add_argument("--max-length", type=int, help="tokens of prompt and response (default: 1024)")
+    run.add_argument("--learning-rate", type=number(0), help="peak learning rate (default: 2e-5)")
+    run.add_argument("--epochs", type=number(above=0), help="passes over the pairs (default: 3)")
+    run.add_argument("--max-length", type=integer(1), help="tokens of prompt and response (default: 1024)")
     run.add_argument("--packed", action="store_true", default=None, help="pack sequences instead of padding them")
     run.add_argument("--streaming", action="store_true", default=None, help="read the file while training")
 
@@ -45,8 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     method.add_argument("--edit-unit", choices=("token", "word"), help="widen edits to whole words (default: token)")
     method.add_argument("--reduction", choices=("sum", "mean"), help="over the edited tokens of a side (default: sum)")
-    method.add_argument("--unchanged-weight", type=float, help="weight of the penalty on kept tokens (default: 0)")
-    method.add_argument("--margin", type=float, help="margin of the Bradley-Terry loss (default: 0)")
+    method.add_argument("--unchanged-weight", type=number(0), help="weight of the penalty on kept tokens (default: 0)")
+    method.add_argument("--margin", type=number(), help="margin of the Bradley-Terry loss (default: 0)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -127,8 +129,7 @@ def _save(trainer: TokenRewardTrainer, args: argparse.Namespace) -> None:
 def _report(trainer: TokenRewardTrainer, metrics: dict[str, Any], out: str) -> None:
     import json
 
-    with open(os.path.join(out, "metrics.json"), "w", encoding="utf-8") as file:
-        json.dump(metrics, file, indent=2)
+    write_text(os.path.join(out, "metrics.json"), json.dumps(metrics, indent=2))
     shown = ("train_loss", "eval_loss", "eval_pair_accuracy", "eval_margin", "eval_edit_auc", "eval_span_auc")
     for name in shown:
         if name in metrics:

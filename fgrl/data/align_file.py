@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fgrl.data.aligner import AlignedPair, EditUnit, ResponseAligner
+from fgrl.data.output import check_outputs, write_text
 from fgrl.data.pairs import EditedPair, read_pairs
 from fgrl.data.rows import OnError, RawRow, RowError
 from fgrl.data.tokens import HuggingFaceTokenizer, PlainTokenizer, TextTokenizer
@@ -92,7 +93,7 @@ def align_file(
         edit_unit: "token" or "word".
         on_error: "raise" stops at the first bad row, "skip" passes over bad rows and counts them.
         columns: Names of columns, as in `read_pairs`.
-        overwrite: Whether to delete `out`, and start over instead of continuing.
+        overwrite: Whether to start over instead of continuing, and to replace `out` once the new one is complete.
         batch_size: Pairs that are aligned at once.
         watch: Called with the remaining raw rows and how many went before; returns them again (a progress bar).
 
@@ -103,14 +104,13 @@ def align_file(
     """
     source, out = Path(source), Path(out)
     if out.suffix not in (".jsonl", ".parquet"):
-        raise ValueError(f"out must end in .jsonl or .parquet, got {os.fspath(out)!r}.")
+        raise ValueError(f"out is {os.fspath(out)!r}; it must end in .jsonl or .parquet")
     if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+        raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
     reader = read_pairs(source, on_error=on_error, columns=columns)
-    if out.exists() and out.samefile(source):
-        raise ValueError(f"out must be another file than source, got {os.fspath(out)!r} for both.")
-    if out.exists() and not overwrite:
-        raise FileExistsError(f"out {os.fspath(out)!r} exists already: name another file, or overwrite it.")
+    check_outputs({"out": out}, {"source": source})
+    out = Path(os.path.realpath(out))
+    _check_names(source, out)
     text_tokenizer: TextTokenizer = PlainTokenizer() if tokenizer is None else HuggingFaceTokenizer(tokenizer)
     options = {
         "format": _FORMAT,
@@ -119,7 +119,6 @@ def align_file(
         "columns": dict(columns or {}),
     }
     align = ResponseAligner(text_tokenizer, edit_unit=edit_unit)
-    out.parent.mkdir(parents=True, exist_ok=True)
     run = _Run(out, options, overwrite)
     started = time.monotonic()
     try:
@@ -165,25 +164,32 @@ class _Run:
         self._skipped_before, self._errors_before = 0, list[str]()
         state = None
         if overwrite:
-            out.unlink(missing_ok=True)
             self._state.unlink(missing_ok=True)
             self._kind.discard(out)
         elif self._state.exists():
             state = self._load(out)
+        self._replaces = overwrite or bool(state and state.get("replaces"))
+        if out.exists() and not self._replaces:
+            raise FileExistsError(f"out is {os.fspath(out)!r}, which exists already; it must be new, or overwritten")
+        out.parent.mkdir(parents=True, exist_ok=True)
         self._writer: Writer = self._kind(out, None if state is None else state["output"])
+        if out.exists():
+            self.checkpoint()  # a run without `overwrite` continues this one; `out` stays until it is complete
 
     def _load(self, out: Path) -> dict[str, Any]:
         try:
             state = json.loads(self._state.read_text(encoding="utf-8"))
             if state["options"] != self._options:
                 raise ValueError(
-                    f"the interrupted run into {os.fspath(out)!r} had the options {state['options']}, not "
-                    f"{dict(self._options)}: give the same ones to continue, or overwrite to start over."
+                    f"the options are {dict(self._options)}; they must be those of the interrupted run into "
+                    f"{os.fspath(out)!r}, {state['options']}, unless it is overwritten"
                 )
             self.report = AlignReport(**state["report"])
             self.rows, self._expected = state["rows"], state["digest"]
         except (KeyError, TypeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{self._state} is no state of an alignment: overwrite to start over.") from error
+            raise ValueError(
+                f"{self._state} is no state of an alignment; it must be one, unless the run is overwritten"
+            ) from error
         self.report.resumed_pairs, self.report.resumed_tokens = self.report.pairs, self.report.tokens
         self._skipped_before, self._errors_before = self.report.skipped, self.report.errors
         return dict(state)
@@ -197,7 +203,8 @@ class _Run:
             self._digest.update(row.fingerprint + b"\n")
         if self._digest.hexdigest() != self._expected:
             raise ValueError(
-                f"the first {self.rows} rows of source changed since the interrupted run: overwrite to start over."
+                f"source is changed in the {self.rows} rows that the interrupted run has done; they must be the same, "
+                "unless it is overwritten"
             )
         return rows
 
@@ -226,13 +233,9 @@ class _Run:
             "digest": self._digest.hexdigest(),
             "report": asdict(self.report),
             "output": output,
+            "replaces": self._replaces,
         }
-        partial = self._state.with_name(self._state.name + ".partial")
-        with open(partial, "w", encoding="utf-8") as file:
-            json.dump(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, self._state)
+        write_text(self._state, json.dumps(state))
         self._last = time.monotonic()
 
     def finish(self) -> None:
@@ -243,6 +246,16 @@ class _Run:
     def close(self) -> None:
         with suppress(OSError):
             self._writer.close()
+
+
+def _check_names(source: Path, out: Path) -> None:
+    """Raise `ValueError` where `out` is a folder, or `source` has the name of a file that the run keeps beside it."""
+    if out.is_dir():
+        raise ValueError(f"out is {os.fspath(out)!r}, a folder; it must be a file")
+    place = Path(os.path.realpath(source))
+    beside = [out.with_name(out.name + ending) for ending in (".state.json", ".partial", ".parts")]
+    if place in beside or place.parent in beside:
+        raise ValueError(f"source is {os.fspath(source)!r}, a name that the run itself uses; it must be another one")
 
 
 def _record(aligned: AlignedPair, tokenizer: TextTokenizer) -> Record:

@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-# A word is a run of characters that are neither space nor punctuation; an apostrophe between letters ("don't") and a
-# separator between digits ("3.14") belong to it. Scripts written without spaces count every character as a word.
-_PUNCTUATION = (
-    r"!-/:-@\[-^`{-~\u00a1-\u00a9\u00ab-\u00b4\u00b6-\u00b9\u00bb-\u00bf"
-    r"\u2010-\u2027\u2030-\u205e\u3001-\u303f\uff01-\uff0f\uff1a-\uff20"
-)
-_UNSPACED = r"\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-_LETTER = rf"[^\s{_PUNCTUATION}{_UNSPACED}]"
-_WORD = re.compile(rf"(?:{_LETTER}|(?<=\d)[.,](?=\d)|(?<={_LETTER})['\u2019](?={_LETTER}))+|\S")
+from fgrl.data.segment import word_ranges
 
 
 @dataclass(frozen=True)
@@ -39,17 +30,6 @@ class TextTokenizer(Protocol):
 
     def pieces(self, text: str, tokens: TokenizedText) -> list[str]:
         """The tokens of `text` in readable form."""
-
-
-def word_ranges(text: str) -> list[tuple[int, int]]:
-    """Character ranges of the words and punctuation marks of `text`, in order.
-
-    Example:
-        >>> text = "It's 3.14, not pi."
-        >>> [text[start:end] for start, end in word_ranges(text)]
-        ["It's", '3.14', ',', 'not', 'pi', '.']
-    """
-    return [match.span() for match in _WORD.finditer(text)]
 
 
 class PlainTokenizer:

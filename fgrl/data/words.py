@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fgrl.data.tokens import TokenizedText, word_ranges
+from fgrl.data.segment import word_ranges
+from fgrl.data.tokens import TokenizedText
 
 
 def overlapping(offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> list[bool]:

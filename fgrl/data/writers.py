@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
+from fgrl.data.output import json_line, publish, sync
 from fgrl.data.rows import parquet_file, require_parquet
 
 Record = dict[str, Any]
@@ -61,12 +61,7 @@ class JsonlWriter:
         self._file.seek(0, os.SEEK_END)
 
     def write(self, records: Iterable[Record]) -> None:
-        for record in records:
-            try:
-                line = json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode()
-            except UnicodeEncodeError:  # an unpaired surrogate in a message's extra fields
-                line = json.dumps(record, separators=(",", ":")).encode()
-            self._file.write(line + b"\n")
+        self._file.writelines(map(json_line, records))
 
     def checkpoint(self) -> int:
         self._file.flush()
@@ -76,7 +71,7 @@ class JsonlWriter:
     def finish(self) -> None:
         self.checkpoint()
         self._file.close()
-        os.replace(self._partial, self._out)
+        publish(self._partial, self._out)
 
     def close(self) -> None:
         self._file.close()
@@ -144,8 +139,8 @@ class ParquetWriter:
             part = self._part(self._parts)
             partial = part.with_suffix(".partial")
             self._parquet.write_table(table, partial)
-            _sync(partial)
-            os.replace(partial, part)
+            sync(partial)
+            publish(partial, part)
             self._parts += 1
             self._records, self._values = [], 0
         return self._parts
@@ -160,8 +155,8 @@ class ParquetWriter:
                 with parquet_file(self._part(index)) as part:
                     for group in range(part.num_row_groups):
                         merged.write_table(part.read_row_group(group))
-        _sync(partial)
-        os.replace(partial, self._out)
+        sync(partial)
+        publish(partial, self._out)
         shutil.rmtree(self._folder)
 
     def close(self) -> None:
@@ -219,8 +214,3 @@ def _schema(records: list[Record]) -> Any:
             *(ids if records and "original_ids" in records[0] else []),
         ]
     )
-
-
-def _sync(path: Path) -> None:
-    with open(path, "r+b") as file:
-        os.fsync(file.fileno())

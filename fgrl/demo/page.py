@@ -7,6 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from fgrl.data.output import write_text
 from fgrl.demo.report import policy_rows, win_rows
 from fgrl.demo.samples import Sample, ScoredText
 from fgrl.demo.svg import line_chart
@@ -30,7 +31,7 @@ _FULL_SHADE = 0.75
 
 def write_page(path: Path, report: Mapping[str, Any], samples: Sequence[Sample]) -> None:
     """Write the page."""
-    path.write_text(render(report, samples), encoding="utf-8")
+    write_text(path, render(report, samples))
 
 
 def render(report: Mapping[str, Any], samples: Sequence[Sample]) -> str:

@@ -11,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from fgrl.data.output import open_output_folder
 from fgrl.demo.config import DemoConfig
 from fgrl.demo.jobs import Job, JobRunner
 
@@ -27,7 +28,7 @@ def run_demo(
     Args:
         config: what to run.
         folder: gets `report.html`, `report.json`, the edited pairs, and a folder for each model in the Hugging Face
-            layout. Created if missing; files of an earlier run are overwritten.
+            layout. Created if missing; files of an earlier run are replaced when this one is complete.
         on_progress: told the stage and the share of it that is done.
 
     Returns:
@@ -37,11 +38,9 @@ def run_demo(
         RuntimeError: this Python lacks `pydoc_data.topics`, or codespell is not installed.
     """
     started = time.perf_counter()
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     clock = _Clock(on_progress)
-    with JobRunner(config.workers, clock.job_share) as runner:
-        return _run(config, folder, runner, clock, started)
+    with open_output_folder(folder) as draft, JobRunner(config.workers, clock.job_share) as runner:
+        return _run(config, draft, runner, clock, started)
 
 
 def _run(config: DemoConfig, folder: Path, runner: JobRunner, clock: _Clock, started: float) -> dict[str, Any]:

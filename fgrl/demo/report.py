@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fgrl.data.output import write_text
 from fgrl.demo.evaluate import HUMAN, Judged, warnings, win_rate
 
 SHOWN_SAMPLES = 6
@@ -64,7 +65,7 @@ def build_report(
 
 def write_json(path: Path, report: Mapping[str, Any]) -> None:
     """Write `report.json`."""
-    path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(report, indent=2) + "\n")
 
 
 def policy_rows(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast, PrinterCallback, TrainerCallback
 
 from fgrl.data import PairDataset, PairEncoder
+from fgrl.data.output import write_text
 from fgrl.demo.annotator import SpellChecker
 from fgrl.demo.config import DemoConfig
 from fgrl.demo.corpus import Corpus, Misspeller, load_corpus, load_misspellings, make_prompts
@@ -234,7 +235,7 @@ def load_policy(folder: Path, name: str) -> tuple[LlamaForCausalLM, PreTrainedTo
 
 def write_pairs(path: Path, rows: list[dict[str, str]]) -> None:
     """Edited pairs as JSONL: what `fgrl train-reward` reads."""
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def _trainer_options(config: DemoConfig) -> dict[str, Any]:

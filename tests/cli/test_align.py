@@ -39,12 +39,12 @@ def test_aligns_and_reports(source, tmp_path, capsys):
     assert "tokens/s" in printed
 
 
-def test_bad_row_exits_with_1_and_the_next_run_continues(source, tmp_path, capsys):
+def test_bad_row_exits_with_2_and_the_next_run_continues(source, tmp_path, capsys):
     lines = source.read_bytes().splitlines(keepends=True)
     source.write_bytes(b"".join([*lines[:3], b'{"prompt": "p", "original": 3, "edited": ""}\n', *lines[3:]]))
     out = tmp_path / "out.jsonl"
     command = ["align", str(source), "--out", str(out)]
-    assert main(command) == 1
+    assert main(command) == 2
     message = capsys.readouterr().err
     assert "pairs.jsonl, line 4: field 'original' must be text, got int." in message
     assert main([*command, "--on-error", "skip"]) == 0

@@ -216,7 +216,7 @@ def test_bad_rows_stop_it_or_are_counted(
     reward_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = write(tmp_path / "rows.jsonl", [ROWS[0], {"prompt": "nothing else"}, ROWS[1]])
-    assert score(source, "--model", reward_model) == 1
+    assert score(source, "--model", reward_model) == 2
     assert "line 2: field 'response', or 'original' and 'edited', is missing" in capsys.readouterr().err
     assert score(source, "--model", reward_model, "--on-error", "skip") == 0
     shown = capsys.readouterr().err
@@ -232,11 +232,11 @@ def test_a_model_without_a_head_is_said(tiny_checkpoint: Path, capsys: pytest.Ca
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "score takes either a file or --text"),
-        (["file.jsonl", "--text", "a"], "score takes either a file or --text"),
-        (["file.jsonl", "--prompt", "a"], "--prompt needs --text"),
+        ([], "it must be either a file or --text"),
+        (["file.jsonl", "--text", "a"], "it must be either a file or --text"),
+        (["file.jsonl", "--prompt", "a"], "it must come with --text"),
         (["--text", "a", "--batch-size", "0"], "--batch-size is 0; it must be at least 1"),
-        (["--text", "a", "--column", "prompt"], "--column prompt must be FIELD=NAME"),
+        (["--text", "a", "--column", "prompt"], "--column is 'prompt'; it must be FIELD=NAME"),
         (["--text", "a", "--model", "/nowhere"], "cannot be used"),
         (["--text", "a", "--tokenizer", "/nowhere"], "--tokenizer /nowhere cannot be used"),
     ],

@@ -93,16 +93,16 @@ def test_value_of_the_type_of_the_field(setting: str, value: Any) -> None:
         ("weights=1", "weights must be list[float] | None"),
         ("weights=[a]", "weights must be list[float] | None"),
         ("level=word", "level must be Literal['token', 'sequence']"),
-        ("hidden=1", "must be NAME=VALUE with a field of Config"),
-        ("nothing", "must be NAME=VALUE with a field of Config"),
-        ("options={", "is not YAML"),
+        ("hidden=1", "it must be NAME=VALUE with a field of Config"),
+        ("nothing", "it must be NAME=VALUE with a field of Config"),
+        ("options={", "its value must be YAML"),
     ],
     ids=lambda value: value if "must" not in value else "",
 )
 def test_a_value_that_the_field_cannot_hold(setting: str, message: str) -> None:
     with pytest.raises(UsageError) as caught:
         parse_settings([setting], Config)
-    assert str(caught.value).startswith(f"--set {setting}")
+    assert str(caught.value).startswith(f"--set is {setting!r}; ")
     assert message in str(caught.value)
 
 

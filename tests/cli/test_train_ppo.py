@@ -106,11 +106,11 @@ def test_a_tokenizer_with_more_tokens_than_the_model(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], "there is no reward"),
+        ([], "the reward is missing"),
         (["--reward-function", "nowhere"], "MODULE:FUNCTION"),
         (["--reward-function", "nowhere:f"], "cannot be loaded"),
-        (["--reward-function", "math:sqrt", "--set", "nonsense=1"], "--set nonsense=1"),
-        (["--reward-function", "math:sqrt", "--set", "vf_coef=high"], "--set vf_coef=high: vf_coef must be float"),
+        (["--reward-function", "math:sqrt", "--set", "nonsense=1"], "--set is 'nonsense=1'"),
+        (["--reward-function", "math:sqrt", "--set", "vf_coef=high"], "--set is 'vf_coef=high'; vf_coef must be float"),
         (["--reward-function", "math:sqrt", "--gamma", "2"], "gamma"),
         (["--reward-function", "math:sqrt", "--resume"], "found no checkpoint"),
     ],
@@ -134,5 +134,5 @@ def test_a_reward_model_of_another_vocabulary_fails(
     tiny_causal_lm.resize_token_embeddings(len(other))
     TokenRewardModel.from_backbone(tiny_causal_lm).save_pretrained(reward)
     other.save_pretrained(reward)
-    assert main(command(prompts, tiny_checkpoint, tmp_path / "out", "--reward-model", str(reward))) == 1
+    assert main(command(prompts, tiny_checkpoint, tmp_path / "out", "--reward-model", str(reward))) == 2
     assert "another vocabulary" in capsys.readouterr().err

@@ -103,7 +103,7 @@ def test_bad_rows_stop_it_or_are_counted(
     with source.open("a", encoding="utf-8") as file:
         file.write('{"prompt": "p", "original": 3, "edited": "x"}\n')
     common = [source, "--model", tiny_checkpoint, "--max-steps", 1]
-    assert train(*common, "--out", tmp_path / "one") == 1
+    assert train(*common, "--out", tmp_path / "one") == 2
     assert "line 13: field 'original' must be text" in capsys.readouterr().err
     assert train(*common, "--out", tmp_path / "two", "--on-error", "skip") == 0
     assert "skipped 1 bad rows of source" in capsys.readouterr().out
@@ -112,11 +112,11 @@ def test_bad_rows_stop_it_or_are_counted(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--set", "nonsense=1"], "--set nonsense=1 must be NAME=VALUE with a field of TokenRewardConfig"),
-        (["--set", "warmup_steps"], "--set warmup_steps must be NAME=VALUE"),
+        (["--set", "nonsense=1"], "--set is 'nonsense=1'; it must be NAME=VALUE with a field of TokenRewardConfig"),
+        (["--set", "warmup_steps"], "--set is 'warmup_steps'; it must be NAME=VALUE"),
         (["--streaming"], "max_steps is -1; it must be positive with streaming"),
         (["--model", "/nowhere"], "--model /nowhere cannot be used"),
-        (["--column", "prompt"], "--column prompt must be FIELD=NAME"),
+        (["--column", "prompt"], "--column is 'prompt'; it must be FIELD=NAME"),
     ],
 )
 def test_command_lines_that_cannot_be_used(

@@ -176,10 +176,10 @@ def test_a_run_is_continued_only_with_the_same_rows_and_options(tmp_path, write_
     source, out = write_jsonl(rows), tmp_path / "out.jsonl"
     with pytest.raises(KeyboardInterrupt):
         align_file(source, out, batch_size=2, watch=interrupt_after(4))
-    with pytest.raises(ValueError, match=r"had the options .* give the same ones to continue, or overwrite"):
+    with pytest.raises(ValueError, match=r"the options are .* they must be those of the interrupted run"):
         align_file(source, out, edit_unit="word")
     write_jsonl([row(99), *rows[1:]])
-    with pytest.raises(ValueError, match="first 4 rows of source changed"):
+    with pytest.raises(ValueError, match="source is changed in the 4 rows"):
         align_file(source, out)
     (tmp_path / "out.jsonl.state.json").write_text("{}")
     with pytest.raises(ValueError, match="is no state of an alignment"):
@@ -219,16 +219,16 @@ def test_nothing_is_overwritten_unasked(tmp_path, write_jsonl):
     with pytest.raises(FileExistsError, match="exists already"):
         align_file(source, out)
     assert out.read_text() == "precious"
-    with pytest.raises(ValueError, match="out must be another file than source"):
+    with pytest.raises(ValueError, match="the file that source reads; it must be another one"):
         align_file(source, source, overwrite=True)
     assert len(list(read_pairs(source))) == 1
 
 
 def test_bad_arguments(tmp_path, write_jsonl):
     source = write_jsonl([row(0)])
-    with pytest.raises(ValueError, match=r"out must end in \.jsonl or \.parquet"):
+    with pytest.raises(ValueError, match=r"it must end in \.jsonl or \.parquet"):
         align_file(source, tmp_path / "out.csv")
-    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="batch_size is 0; it must be at least 1"):
         align_file(source, tmp_path / "out.jsonl", batch_size=0)
 
 

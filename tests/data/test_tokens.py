@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fgrl.data.tokens import HuggingFaceTokenizer, PlainTokenizer, word_ranges
+from fgrl.data.segment import word_ranges
+from fgrl.data.tokens import HuggingFaceTokenizer, PlainTokenizer
 
 
 def words(text):
@@ -20,15 +21,66 @@ def words(text):
         ("na\u00efve e\u0301t\u00e9 हिन्दी", ["na\u00efve", "e\u0301t\u00e9", "हिन्दी"]),
         ("日本語 text", ["日", "本", "語", "text"]),
         ("a\u00a0b\r\n\tc", ["a", "b", "c"]),
+        ("هل أنت؟ نعم، أنا 1٬000٫5", ["هل", "أنت", "؟", "نعم", "،", "أنا", "1٬000٫5"]),
+        ("नमस्ते। दुनिया", ["नमस्ते", "।", "दुनिया"]),
+        ("می\u200cخواهم a\u200bb", ["می\u200cخواهم", "a", "\u200b", "b"]),
+        ("בּצה״ל col·lecció", ["בּצה״ל", "col·lecció"]),
+        (
+            "\U0001f469\u200d\U0001f467 \U0001f44d\U0001f3fd 1\ufe0f\u20e3",
+            ["\U0001f469\u200d\U0001f467", "\U0001f44d\U0001f3fd", "1\ufe0f\u20e3"],
+        ),
+        ("\U0001f1e9\U0001f1ea\U0001f1eb\U0001f1f7", ["\U0001f1e9\U0001f1ea", "\U0001f1eb\U0001f1f7"]),
+        ("བོད་ཀྱི་སྐད།", ["བོད", "་", "ཀྱི", "་", "སྐད", "།"]),
         ("", []),
     ],
-    ids=["apostrophes", "numbers", "joined", "marks", "unspaced script", "white space", "empty"],
+    ids=[
+        "apostrophes",
+        "numbers",
+        "joined",
+        "marks",
+        "unspaced script",
+        "white space",
+        "Arabic",
+        "danda",
+        "zero width",
+        "marks of other scripts",
+        "emoji",
+        "flags",
+        "Tibetan",
+        "empty",
+    ],
 )
 def test_words(text, expected):
     assert words(text) == expected
 
 
-@given(st.text())
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("วันนี้ฉันจะไปตลาด", ["วัน", "นี้", "ฉัน", "จะ", "ไป", "ตลาด"]),
+        ("ສະບາຍດີທ່ານ", ["ສະບາຍດີ", "ທ່ານ"]),
+        ("ខ្ញុំស្រឡាញ់ភាសាខ្មែរ។", ["ខ្ញុំ", "ស្រឡាញ់", "ភាសាខ្មែរ", "។"]),
+        ("မြန်မာနိုင်ငံသည်ကြီးမားသည်။", ["မြန်မာနိုင်ငံ", "သည်", "ကြီးမား", "သည်", "။"]),
+        ("\U0001f600 ปี2024 a", ["\U0001f600", "ปี", "2024", "a"]),
+    ],
+    ids=["Thai", "Lao", "Khmer", "Burmese", "mixed"],
+)
+def test_words_of_a_dictionary(text, expected):
+    pytest.importorskip("icu4py")
+    assert words(text) == expected
+
+
+def test_a_dictionary_that_is_missing_is_said(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "icu4py.breakers", None)
+    assert words("plain words, 日本") == ["plain", "words", ",", "日", "本"]
+    with pytest.raises(ImportError, match="icu4py must be installed"):
+        words("it means ไป")
+
+
+THAI = [chr(code) for code in (*range(0x0E01, 0x0E3B), *range(0x0E40, 0x0E4F))]
+
+
+@given(st.text() | st.text(st.sampled_from([*THAI, "\U0001f600", "\u200d", "\u0301", " ", "a", ".", "1"])))
 def test_words_cover_everything_but_white_space(text):
     covered = {at for start, end in word_ranges(text) for at in range(start, end)}
     assert covered == {at for at, character in enumerate(text) if not character.isspace()}

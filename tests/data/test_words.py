@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fgrl.data import EditedPair, HuggingFaceTokenizer, PlainTokenizer, ResponseAligner
-from fgrl.data.tokens import word_ranges
+from fgrl.data.segment import word_ranges
 from fgrl.data.words import overlapping, word_of_tokens
 
 KINDS = ["byte_bpe", "metaspace", pytest.param("smollm2", marks=pytest.mark.slow)]
@@ -39,6 +39,21 @@ def edits(tokenizer, original, edited, unit):
 )
 def test_edits_widen_to_words_on_both_sides(kind, original, edited, expected, request):
     assert edits(request.getfixturevalue(kind), original, edited, "word") == expected
+
+
+@pytest.mark.parametrize(
+    ("original", "edited", "expected"),
+    [
+        ("วันนี้ฉันจะไปตลาด", "วันนี้ฉันจะไปบ้าน", (["ตลาด"], ["บ้าน"])),
+        ("ສະບາຍດີທ່ານ", "ສະບາຍດີເພື່ອນ", (["ທ່ານ"], ["ເພື່ອນ"])),
+        ("བོད་ཀྱི་སྐད།", "བོད་ཀྱི་ཡིག།", (["སྐད"], ["ཡིག"])),
+        ("هل أنت؟", "هل أنت،", (["؟"], ["،"])),
+    ],
+    ids=["Thai", "Lao", "Tibetan", "Arabic punctuation"],
+)
+def test_one_edited_word_of_a_script_without_spaces(byte_bpe, original, edited, expected):
+    pytest.importorskip("icu4py")
+    assert edits(byte_bpe, original, edited, "word") == expected
 
 
 def test_token_edits_are_not_widened(byte_bpe):

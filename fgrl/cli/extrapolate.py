@@ -6,6 +6,7 @@ import argparse
 import sys
 
 from fgrl.cli._common import require
+from fgrl.cli._numbers import number
 
 NAME = "extrapolate"
 HELP = "go further in the direction that alignment took, without training (ExPO)"
@@ -17,7 +18,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("sft", help="folder of the checkpoint that training started from")
     parser.add_argument("--out", required=True, metavar="FOLDER", help="folder to write; it must not exist")
     parser.add_argument(
-        "--alpha", type=float, required=True, help="how much further, in units of the way taken (the paper: 0.3 to 0.5)"
+        "--alpha",
+        type=number(),
+        required=True,
+        help="how much further, in units of the way taken (the paper: 0.3 to 0.5)",
     )
 
 

@@ -58,9 +58,7 @@ def test_every_numeric_flag_says_its_range() -> None:
             assert action.type not in (int, float), f"{command} {action.option_strings}: a type without a range"
 
 
-@pytest.mark.parametrize(
-    ("command", "flag", "kind"), NUMERIC, ids=lambda value: value if isinstance(value, str) else ""
-)
+@pytest.mark.parametrize(("command", "flag", "kind"), NUMERIC, ids=[" ".join(case[:2]) for case in NUMERIC])
 def test_a_number_out_of_range_is_refused_by_its_flag(
     command: str, flag: str, kind: Callable[[str], Any], tmp_path: Path, refused: Callable[..., str]
 ) -> None:
@@ -246,13 +244,15 @@ def test_a_bug_is_raised(error: type[Exception], source: Path, tmp_path: Path, m
         main(["align", str(source), "--out", str(tmp_path / "out.jsonl")])
 
 
+@pytest.mark.parametrize("loading", ["fgrl.models.load_tokenizer", "fgrl.models.TokenRewardModel.from_pretrained"])
 def test_a_mistake_of_ours_while_loading_is_a_bug(
-    source: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+    loading: str, source: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import fgrl.models.loading
-
-    monkeypatch.delattr(fgrl.models.loading, "check_vocabulary", raising=True)
-    with pytest.raises(ImportError):
+    """A wrong index in this package, where a library's error would say that the model cannot be used."""
+    ours: dict[str, Any] = {"__name__": "fgrl.models.loading"}
+    exec("def load(*args, **options):\n    return [][1]", ours)
+    monkeypatch.setattr(loading, ours["load"])
+    with pytest.raises(IndexError):
         main(["score", str(source), "--model", str(tiny_checkpoint)])
 
 
@@ -280,7 +280,7 @@ def test_a_pipe_that_nobody_reads_is_silent() -> None:
     assert (done.returncode, done.stderr) == (141, "")
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-16"])
+@pytest.mark.parametrize("encoding", ["ascii", "utf-16"])
 def test_a_console_of_another_encoding_shows_escapes(encoding: str, tmp_path: Path) -> None:
     name = "ünï-ไทย-\udcff.jsonl"
     environment = {**os.environ, "PYTHONIOENCODING": encoding}

@@ -235,7 +235,7 @@ def test_a_model_without_a_head_is_said(tiny_checkpoint: Path, capsys: pytest.Ca
         ([], "it must be either a file or --text"),
         (["file.jsonl", "--text", "a"], "it must be either a file or --text"),
         (["file.jsonl", "--prompt", "a"], "it must come with --text"),
-        (["--text", "a", "--batch-size", "0"], "--batch-size is 0; it must be at least 1"),
+        (["--text", "a", "--batch-size", "0"], "--batch-size is 0; it must be a whole number of at least 1"),
         (["--text", "a", "--column", "prompt"], "--column is 'prompt'; it must be FIELD=NAME"),
         (["--text", "a", "--model", "/nowhere"], "cannot be used"),
         (["--text", "a", "--tokenizer", "/nowhere"], "--tokenizer /nowhere cannot be used"),

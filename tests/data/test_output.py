@@ -22,7 +22,7 @@ def test_a_run_that_fails_changes_nothing(tmp_path: Path, before: str | None, er
     out = tmp_path / "out.txt"
     if before is not None:
         out.write_text(before)
-    with pytest.raises(error), open_output(out) as file:
+    with pytest.raises(error), open_output(out) as file:  # noqa: PT012
         file.write(b"half of it")
         file.flush()
         raise error
@@ -98,7 +98,7 @@ def test_a_folder_moves_in_as_a_whole(tmp_path: Path) -> None:
     (out / "swapped").mkdir()
     (out / "report").write_text("old")
     (out / "mine").write_text("mine")
-    with pytest.raises(ValueError), open_output_folder(out) as draft:
+    with pytest.raises(ValueError), open_output_folder(out) as draft:  # noqa: PT012
         (draft / "report").write_text("new")
         raise ValueError
     assert (out / "report").read_text() == "old"

@@ -43,7 +43,12 @@ TARGETS = {
 
 
 class Usage(NamedTuple):
-    """What one kernel of one case takes on one target. Bytes, except registers (a thread) and warps (a program)."""
+    """What one kernel of one case takes on one target. Bytes, except registers (a thread) and warps (a program).
+
+    `instructions` are those of the whole program and `loop` those of its longest loop, each counted once.
+    `fp64`, `shuffles` (between threads of a warp) and `barriers` are counts in the loop and in all, as "2/10". `loads`
+    are the widths in bits of the loads from global memory, each with its number, as "128x4 8x1".
+    """
 
     op: str
     case: str
@@ -54,6 +59,12 @@ class Usage(NamedTuple):
     stack: int = 0
     shared: int = 0
     binary: int = 0
+    instructions: int = 0
+    loop: int = 0
+    fp64: str = "0"
+    shuffles: str = "0"
+    barriers: str = "0"
+    loads: str = ""
     error: str = ""
 
     @property
@@ -131,27 +142,102 @@ def _compiling_for(target: str) -> Iterator[list[Any]]:
         triton.runtime.driver.set_active(before)
 
 
-def _resources(kernel: Any) -> dict[str, int]:
+class _Listing(NamedTuple):
+    """How an instruction set writes what the report counts: one regular expression each."""
+
+    instruction: str
+    """One instruction a line; group 1 is its address or its label, group 2 the instruction."""
+    fp64: str
+    shuffle: str
+    barrier: str
+    load: str
+    """Group 1 is the width of a load from global memory."""
+    widths: dict[str, int]
+    """In bits, by the width's name."""
+
+
+_SASS = _Listing(
+    r"^\s*/\*([0-9a-f]{4,})\*/\s+(.*?);",
+    r"\b(D(ADD|MUL|FMA|SETP|MNMX)|MUFU\.\w*64H|F2F\.F64|F2F\.F32\.F64|I2F\.F64)",
+    r"\b(SHFL|REDUX)\b",
+    r"\b(BAR\.|WARPSYNC)",
+    r"\bLDG\.E(?:\.\w+)*?(?:\.(128|64|U16|U8|S16|S8))?(?:\.\w+)*\b",
+    {"128": 128, "64": 64, "U16": 16, "S16": 16, "U8": 8, "S8": 8, "": 32},
+)
+_GCN = _Listing(
+    r"^(?:(\.LBB\w+):|\s+([a-z]\w+.*))",
+    r"^v_(?!cmp_class)\w*f64",
+    r"^(ds_(b?permute|swizzle)|v_\w+_dpp|v_permlane)",
+    r"^s_barrier",
+    r"^(?:global|buffer|flat)_load_(dwordx4|dwordx3|dwordx2|dword|[su]short|[su]byte)",
+    {"dwordx4": 128, "dwordx3": 96, "dwordx2": 64, "dword": 32, "ushort": 16, "sshort": 16, "ubyte": 8, "sbyte": 8},
+)
+
+
+def _resources(kernel: Any) -> dict[str, Any]:
     """Registers and stack from the binary of an NVIDIA kernel, from the assembly's metadata of an AMD one."""
     if "cubin" in kernel.asm:
         with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
             file.write(kernel.asm["cubin"])
             file.flush()
-            command = [triton.knobs.nvidia.cuobjdump.path, "-res-usage", file.name]
-            text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+            text, listing = (
+                subprocess.run(
+                    [triton.knobs.nvidia.cuobjdump.path, option, file.name], capture_output=True, text=True, check=True
+                ).stdout
+                for option in ("-res-usage", "-sass")
+            )
         registers, stack = (_number(rf"\b{field}:(\d+)", text) for field in ("REG", "STACK"))
         stack += _number(r"\bLOCAL:(\d+)", text)
+        counts = _count(listing, _SASS)
     else:
         text = kernel.asm["amdgcn"]
         registers = _number(r"\.vgpr_count:\s+(\d+)", text)
         stack = _number(r"\.private_segment_fixed_size:\s+(\d+)", text)
         stack += 4 * _number(r"\.vgpr_spill_count:\s+(\d+)", text)
+        counts = _count(text.partition("s_endpgm")[0], _GCN)
     return {
         "warps": kernel.metadata.num_warps,
         "registers": registers,
         "stack": stack,
         "shared": kernel.metadata.shared,
         "binary": len(kernel.kernel),
+        **counts,
+    }
+
+
+def _count(text: str, listing: _Listing) -> dict[str, Any]:
+    """The instructions of an assembly listing by kind, in the longest loop and in all."""
+    instructions: list[str] = []
+    positions: dict[str, int] = {}  # of an address or a label
+    for label, instruction in re.findall(listing.instruction, text, re.MULTILINE):
+        if label:
+            positions[label.lstrip("0") or "0"] = len(instructions)
+        if instruction:
+            instructions.append(instruction)
+    begin = end = 0
+    for place, instruction in enumerate(instructions):
+        jump = re.search(r"\bBRA(?:\.\w+)*\b.*?0x([0-9a-f]+)|^s_c?branch\w* (\.LBB\w+)", instruction)
+        target = positions.get(jump[1] or jump[2], place) if jump else place
+        if place + 1 - target > max(end - begin, 1):
+            begin, end = target, place + 1
+    loop = instructions[begin:end]
+
+    def count(pattern: str) -> str:
+        inside, whole = (sum(bool(re.search(pattern, line)) for line in lines) for lines in (loop, instructions))
+        return f"{inside}/{whole}" if whole else "0"
+
+    widths: dict[int, int] = {}
+    for line in instructions:
+        if match := re.search(listing.load, line):
+            width = listing.widths[match[1] or ""]
+            widths[width] = widths.get(width, 0) + 1
+    return {
+        "instructions": len(instructions),
+        "loop": len(loop),
+        "fp64": count(listing.fp64),
+        "shuffles": count(listing.shuffle),
+        "barriers": count(listing.barrier),
+        "loads": " ".join(f"{width}x{number}" for width, number in sorted(widths.items(), reverse=True)),
     }
 
 
@@ -164,11 +250,9 @@ def _number(pattern: str, text: str) -> int:
 
 def table(usages: Sequence[Usage]) -> str:
     """The report: a line a kernel and target, `SPILLS` or the error on the lines that have one."""
-    header = ("kernel", "case", "target", "warps", "registers", "stack", "shared", "binary")
-    rows = [
-        (u.kernel, f"{u.op}: {u.case}", u.target, *map(str, (u.warps, u.registers, u.stack, u.shared, u.binary)))
-        for u in usages
-    ]
+    counts = Usage._fields[Usage._fields.index("warps") : Usage._fields.index("error")]
+    header = ("kernel", "case", "target", *counts)
+    rows = [(u.kernel, f"{u.op}: {u.case}", u.target, *(str(getattr(u, name)) for name in counts)) for u in usages]
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     layout = "  ".join(f"{{:{'<' if place < 3 else '>'}{width}}}" for place, width in enumerate(widths))
     remarks = ["", *(usage.error or "SPILLS" * (usage.stack > 0) for usage in usages)]

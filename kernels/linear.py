@@ -48,7 +48,7 @@ def _scale(logits, inverse_temperature, softcap, HAS_SOFTCAP: tl.constexpr):
     return z, slope
 
 
-@triton.jit(do_not_specialize=["vocabulary", "blocks_a_part"])
+@triton.jit(do_not_specialize=["vocabulary", "blocks_a_part", "parts"])
 def _logit_statistics_fwd_kernel(
     statistics_ptr,  # [4, parts, rows]
     logits_ptr,
@@ -58,6 +58,7 @@ def _logit_statistics_fwd_kernel(
     softcap: tl.float64,
     vocabulary,
     blocks_a_part,
+    parts,
     logits_stride,
     HAS_SOFTCAP: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -67,9 +68,9 @@ def _logit_statistics_fwd_kernel(
     Each lane keeps the three of its own words; they are put together once, at the end.
     """
     HAS_BIAS: tl.constexpr = bias_ptr is not None
-    row, part = tl.program_id(0), tl.program_id(1)
-    place = part * tl.num_programs(0) + row
-    plane = tl.num_programs(0) * tl.num_programs(1)
+    row, part = tl.program_id(0) // parts, tl.program_id(0) % parts
+    plane = tl.num_programs(0)
+    place = part * (plane // parts) + row
     logits_ptr += row.to(tl.int64) * logits_stride
     dtype: tl.constexpr = logits_ptr.dtype.element_ty
 
@@ -123,8 +124,9 @@ def _logit_gradient_bwd_kernel(
 ):
     """e^x (a + b x) + [it is the target] c   with x = z - m, times the derivative of the soft-cap"""
     HAS_BIAS: tl.constexpr = bias_ptr is not None
-    row = tl.program_id(0)
-    words = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    blocks = tl.cdiv(vocabulary, BLOCK)
+    row = tl.program_id(0) // blocks
+    words = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
     offsets = row.to(tl.int64) * logits_stride + words
 
     logits = tl.load(logits_ptr + offsets, mask=words < logits_stride, other=0.0)  # [BLOCK]
@@ -165,7 +167,7 @@ def logit_statistics(
     parts = triton.cdiv(blocks, blocks_a_part)
     statistics = logits.new_empty(4, parts, rows)
     with on_device(logits):
-        _logit_statistics_fwd_kernel[(rows, parts)](
+        _logit_statistics_fwd_kernel[(rows * parts,)](
             statistics,
             logits,
             flat(bias),
@@ -174,6 +176,7 @@ def logit_statistics(
             softcap or 1.0,
             vocabulary,
             blocks_a_part,
+            parts,
             logits.stride(0),
             HAS_SOFTCAP=softcap is not None,
             BLOCK=block,
@@ -199,7 +202,7 @@ def logit_gradient(
     """
     rows, vocabulary = logits.shape
     with on_device(logits):
-        _logit_gradient_bwd_kernel[(rows, triton.cdiv(vocabulary, block))](
+        _logit_gradient_bwd_kernel[(rows * triton.cdiv(vocabulary, block),)](
             out,
             logits,
             flat(bias),

@@ -15,7 +15,7 @@ from fgrl.types import compute_dtype
 
 _BLOCK = 1024
 _WARPS = 4
-_PROGRAMS_PER_MULTIPROCESSOR = 4
+_PROGRAMS_PER_MULTIPROCESSOR = 8
 
 
 @triton.jit(do_not_specialize=["size", "blocks"])
@@ -43,27 +43,38 @@ def _moments_fwd_kernel(
     store_sums(partial_ptr, (tl.sum(count, 0), tl.sum(total, 0), tl.sum(squares, 0)))
 
 
-@triton.jit(do_not_specialize=["size"])
+@triton.jit(do_not_specialize=["size", "blocks"])
 def _whiten_tokens_fwd_kernel(
     whitened_ptr,
     advantages_ptr,
     mask_ptr,
     moments_ptr,  # [3] fp64
     size,
+    blocks,
     VARIANCE_FLOOR: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """(A_t - mean) / sqrt(var + floor),   var with Bessel's correction, 0 for fewer than two tokens"""
-    start = tl.program_id(0).to(tl.int64) * BLOCK
-    valid, block = load_block((advantages_ptr,), mask_ptr, start, size, tl.float64, BLOCK)
-    advantages = block[0]
+    """(A_t - mean) / sqrt(var + floor),   var with Bessel's correction, 0 for fewer than two tokens
+
+    fp64 is slow on many GPUs, so only the mean and the scale are computed in it, once a program. A token meets the mean
+    as two numbers of its own dtype: A_t - high is exact where A_t is near the mean, and low is what high leaves out.
+    """
+    DTYPE: tl.constexpr = whitened_ptr.dtype.element_ty
     count = tl.load(moments_ptr)
     total = tl.load(moments_ptr + 1)
     mean = total / tl.maximum(count, 1.0)
     variance = (tl.load(moments_ptr + 2) - total * mean) / tl.maximum(count - 1.0, 1.0)
     scale = 1.0 / tl.sqrt(tl.where(variance < 0, 0.0, variance) + VARIANCE_FLOOR)  # a NaN stays one
-    whitened = tl.where(valid, (advantages - mean) * scale, 0.0)
-    store_block(whitened_ptr, start, size, whitened)
+    scale = scale.to(DTYPE)
+    high = mean.to(DTYPE)
+    low = (mean - high.to(tl.float64)).to(DTYPE)
+    programs = tl.num_programs(0)
+    start = tl.program_id(0).to(tl.int64) * BLOCK
+    for _ in range(tl.program_id(0), blocks, programs):
+        valid, block = load_block((advantages_ptr,), mask_ptr, start, size, DTYPE, BLOCK)
+        whitened = tl.where(valid, ((block[0] - high) - low) * scale, 0.0)
+        store_block(whitened_ptr, start, size, whitened)
+        start += programs * BLOCK
 
 
 def moments(advantages: Tensor, mask: Tensor | None, *, block: int = _BLOCK, max_programs: int | None = None) -> Tensor:
@@ -88,21 +99,31 @@ def moments(advantages: Tensor, mask: Tensor | None, *, block: int = _BLOCK, max
     return partial.sum(1)
 
 
-def whiten_tokens(advantages: Tensor, mask: Tensor | None, moments: Tensor, *, block: int = _BLOCK) -> Tensor:
+def whiten_tokens(
+    advantages: Tensor,
+    mask: Tensor | None,
+    moments: Tensor,
+    *,
+    block: int = _BLOCK,
+    max_programs: int | None = None,
+) -> Tensor:
     """`advantages` with the mean and variance that `moments` give them; 0 where the mask is false.
 
     Reads advantages and mask once and writes the result once.
     """
     whitened = torch.empty(advantages.shape, dtype=compute_dtype(advantages), device=advantages.device)
     advantages, mask = flat(advantages), flags(mask)
-    if advantages.numel():
+    blocks = triton.cdiv(advantages.numel(), block)
+    if blocks:
+        programs = programs_for(blocks, advantages.device, _PROGRAMS_PER_MULTIPROCESSOR, max_programs)
         with on_device(advantages):
-            _whiten_tokens_fwd_kernel[(triton.cdiv(advantages.numel(), block),)](
+            _whiten_tokens_fwd_kernel[(programs,)](
                 whitened,
                 advantages,
                 mask,
                 moments.contiguous(),
                 advantages.numel(),
+                blocks,
                 VARIANCE_FLOOR=1e-8,
                 BLOCK=block,
                 num_warps=_WARPS,

@@ -12,10 +12,20 @@ from importlib.metadata import Distribution, distributions
 from pathlib import Path
 from types import ModuleType
 
-import torch  # noqa: F401  (loads libtorch, which the extension is linked against)
+import torch  # loads libtorch, which the extension is linked against
 
 CPU_CAPABILITIES = ("default", "avx2", "avx512", "avx512_bf16")
 """The instruction sets the C++ is compiled for, each of which has all that the one before it has."""
+
+
+def _use_one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+# A forked child has none of the threads of its parent, and PyTorch's parallel loops, on which these ops run too, would
+# wait for them for ever: in a DataLoader PyTorch does the same.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_use_one_thread)
 
 
 def interprets_kernels() -> bool:

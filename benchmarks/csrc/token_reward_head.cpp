@@ -12,7 +12,8 @@ static void head(bool is_backward) {
   const float bias = 0;
   std::vector<float> rewards(ROWS), scores(ROWS), rstd(ROWS);
   const HeadWeights<float> weights(weight.data(), norm.data(), 1, WIDTH, column_order<float>());
-  const HeadForward<float> forward{{hidden.data(), WIDTH}, weights, &bias, 1e-6, rewards.data(), scores.data(), rstd.data()};
+  const HeadWeights<float, double> dot_weights(weight.data(), norm.data(), 1, WIDTH, column_order<float>());
+  const HeadForward<float> forward{{hidden.data(), WIDTH}, dot_weights, &bias, 1e-6, rewards.data(), scores.data(), rstd.data()};
   if (!is_backward) return measured([&] { head_forward(forward, 0, ROWS); });
   head_forward(forward, 0, ROWS);
   const std::vector<float> ones(ROWS, 1.0f);

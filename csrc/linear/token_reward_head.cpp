@@ -75,8 +75,8 @@ std::tuple<Tensor, Tensor, Tensor> token_reward_head(const Tensor& hidden, const
     using T = Compute<E>;
     Inputs inputs(dtype);
     const int64_t heads = heads_of(weight), width = rows.width();
-    const HeadWeights<E> weights(inputs.read<T>(weight, heads * width), inputs.read<T>(norm_weight, width), heads, width,
-                                 column_order<E>());
+    const HeadWeights<E, DotType<E>> weights(inputs.read<T>(weight, heads * width), inputs.read<T>(norm_weight, width),
+                                             heads, width, column_order<E>());
     HeadForward<E> of{rows.as<E>(), weights, inputs.read<T>(bias, heads), norm_eps, data<T>(rewards), nullptr, nullptr};
     if (norm_weight) of.scores = data<T>(scores), of.rstd = data<T>(rstd);
     constexpr int64_t ROWS_OF_A_TASK = 64;

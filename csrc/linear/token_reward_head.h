@@ -17,6 +17,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <vector>
 
 #include "simd/half.h"
@@ -26,6 +27,11 @@ namespace fgrl {
 
 constexpr int ROWS_AT_ONCE = 4, HEADS_AT_ONCE = 4, MAX_HEADS = 32;
 
+// What dot products with rows of E are summed in: of 16-bit elements float, which rounds less than they do, else double,
+// so that a reward is rounded once however many terms cancel. Of float that takes no longer where rows come from memory.
+template <typename E>
+using DotType = std::conditional_t<sizeof(E) == 2, float, double>;
+
 // v [heads][width] for rows of E, in the kernels' order of columns and with 0 past the width up to the end of a step.
 // The rows are so far apart that no two of them start at the same place of a cache's way.
 template <typename E, typename T = Compute<E>>
@@ -34,11 +40,13 @@ struct HeadWeights {
   ColumnOrder<E> order;
   std::vector<T> data;
 
-  HeadWeights(const T* weight, const T* norm_weight, int64_t heads_, int64_t width_, ColumnOrder<E> order_)
+  HeadWeights(const Compute<E>* weight, const Compute<E>* norm_weight, int64_t heads_, int64_t width_,
+              ColumnOrder<E> order_)
       : heads(heads_), width(width_), pitch(padded(width_) + 16), order(order_), data(static_cast<size_t>(heads * pitch)) {
     for (int64_t k = 0; k < heads; ++k) {
       for (int64_t d = 0; d < width; ++d) {
-        data[k * pitch + order.place(d)] = weight[k * width + d] * (norm_weight == nullptr ? T(1) : norm_weight[d]);
+        const T w = static_cast<T>(weight[k * width + d]);
+        data[k * pitch + order.index(d)] = norm_weight == nullptr ? w : w * static_cast<T>(norm_weight[d]);
       }
     }
   }
@@ -61,7 +69,7 @@ struct HiddenRows {
 template <typename E, typename T = Compute<E>>
 struct HeadForward {
   HiddenRows<E> hidden;
-  const HeadWeights<E>& weights;
+  const HeadWeights<E, DotType<E>>& weights;
   const T* bias;             // [heads], or null
   double eps;
   T* rewards;                // [rows][heads]
@@ -123,7 +131,7 @@ struct HeadWeightGrads {
         for (int64_t i = 0; i < size; ++i) sums[i] += part[i];
       }
       for (int64_t d = begin; d < end; ++d) {
-        const T sum = sums[weights.order.place(d - begin)];
+        const T sum = sums[weights.order.index(d - begin)];
         if (weight_grad != nullptr) weight_grad[k * width + d] = norm_weight == nullptr ? sum : norm_weight[d] * sum;
         if (norm_weight_grad != nullptr) norm_weight_grad[d] += weight[k * width + d] * sum;
       }

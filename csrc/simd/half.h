@@ -24,7 +24,7 @@ struct ColumnOrder {
   static constexpr int64_t PARTS = sizeof(Compute<E>) / sizeof(E), LONGEST_STEP = 32;
   int64_t lanes;
 
-  int64_t place(int64_t column) const {
+  int64_t index(int64_t column) const {
     const int64_t in_step = column & (PARTS * lanes - 1);
     return column - in_step + in_step % PARTS * lanes + in_step / PARTS;
   }

@@ -20,7 +20,7 @@ from fgrl.types import compute_dtype
 LIBRARY.define("matmul(Tensor a, Tensor b, bool add, Tensor(a!) out) -> ()")
 LIBRARY.define("prefers_matmul(ScalarType dtype) -> bool")
 
-_BLOCK = 4096  # vocabulary rows of the head that are converted at a time
+_BLOCK = 4096  # vocabulary rows of the head that are converted at a time, and on a CPU summed in fp32
 
 
 class Head:
@@ -75,19 +75,31 @@ class Head:
             multiply(hidden, weight.T, out[:, block])
 
     def hidden_grad(self, logits_grad: Tensor) -> Tensor:
-        """`logits_grad [R, V] @ weight`, `[R, D]`."""
-        result = logits_grad.new_empty(logits_grad.shape[0], self.weight.shape[1], dtype=self.dtype)
-        for block, weight in self._blocks():
-            (multiply_add if block.start else multiply)(logits_grad[:, block], weight, result)
-        return result
+        """`logits_grad [R, V] @ weight`, `[R, D]`.
+
+        On a CPU the products with blocks of the vocabulary are added in fp64: PyTorch's product of a few rows adds all
+        150k terms in one fp32 sum, which is 25 times less exact.
+        """
+        shape = logits_grad.shape[0], self.weight.shape[1]
+        result = logits_grad.new_empty(shape, dtype=self.dtype)
+        if logits_grad.device.type != "cpu" or self.weight.shape[0] <= _BLOCK:
+            for block, weight in self._blocks():
+                (multiply_add if block.start else multiply)(logits_grad[:, block], weight, result)
+            return result
+        total = logits_grad.new_zeros(shape, dtype=torch.float64)
+        for block, weight in self._blocks(_BLOCK):
+            multiply(logits_grad[:, block], weight, result)
+            total += result
+        return result.copy_(total)
 
     def weight_grad(self, logits_grad: Tensor, hidden: Tensor, out: Tensor, *, add: bool) -> None:
         """`out [V, D] = logits_grad [R, V].T @ hidden [R, D]`, or `+=`."""
         (multiply_add if add else multiply)(logits_grad.T, hidden, out)
 
-    def _blocks(self) -> Iterator[tuple[slice, Tensor]]:
-        for start in range(0, self.weight.shape[0], self._block):
-            block = slice(start, start + self._block)
+    def _blocks(self, most: int | None = None) -> Iterator[tuple[slice, Tensor]]:
+        size = self._block if most is None else min(self._block, most)
+        for start in range(0, self.weight.shape[0], size):
+            block = slice(start, start + size)
             yield block, self.weight[block].to(self.operands)
 
 

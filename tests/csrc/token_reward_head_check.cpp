@@ -68,7 +68,9 @@ static void check(int64_t rows, int64_t width, int64_t heads, bool normed, std::
   for (auto* values : {&weight, &norm, &bias, &grad}) fill(*values);
 
   const HeadWeights<E> weights(weight.data(), normed ? norm.data() : nullptr, heads, width, column_order<E>());
-  HeadForward<E> forward{{hidden.data(), stride}, weights, bias.data(), 1e-3, rewards.data(), nullptr, nullptr};
+  const HeadWeights<E, DotType<E>> dot_weights(weight.data(), normed ? norm.data() : nullptr, heads, width,
+                                               column_order<E>());
+  HeadForward<E> forward{{hidden.data(), stride}, dot_weights, bias.data(), 1e-3, rewards.data(), nullptr, nullptr};
   HeadBackward<E> backward{{hidden.data(), stride}, weights, grad.data(), nullptr, nullptr, hidden_grad.data()};
   if (normed) {
     forward.scores = scores.data(), forward.rstd = rstd.data();

@@ -17,7 +17,10 @@ from fgrl import backend
 from fgrl.ops import PPOLossConfig
 
 IS_FUSED = backend.resolve("linear_logprobs", torch.device("cpu")) != "reference"
-pytestmark = pytest.mark.skipif(not IS_FUSED, reason="nothing fused runs here")
+pytestmark = [
+    pytest.mark.skipif(not IS_FUSED, reason="nothing fused runs here"),
+    pytest.mark.usefixtures("each_cpu_capability"),
+]
 
 PRODUCTS = ("aten::mm", "aten::addmm", "fgrl::matmul")
 TRAINED = ("hidden", "weight", "bias")

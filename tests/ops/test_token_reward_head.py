@@ -204,3 +204,13 @@ def test_an_oracle_by_central_differences() -> None:
     for name in inputs:
         expected = oracles.central_difference(lambda point, name=name: total(point, name), oracles.flat(inputs[name]))
         torch.testing.assert_close(slopes[name].reshape(-1), torch.as_tensor(expected), rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("normed", [False, True], ids=["plain", "RMSNorm"])
+def test_hidden_states_of_no_width_leave_the_bias(normed: bool, each_backend: None) -> None:
+    inputs = {"hidden": torch.empty(3, 0), "weight": torch.empty(2, 0), "bias": torch.tensor([2.0, -1.0])}
+    if normed:
+        inputs["norm_weight"] = torch.empty(0)
+    rewards, found = gradients(lambda **leaves: fgrl.ops.token_reward_head(**leaves).sum(), inputs)
+    assert rewards == 3.0
+    assert torch.equal(found["bias"], torch.tensor([3.0, 3.0]))

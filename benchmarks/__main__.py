@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import end_to_end, machine, results, runner, tables
+from benchmarks import end_to_end, machine, results, runner, tables, timing
 from benchmarks.registry import SUITES, registry
 
 DEFAULT_OUT = Path("build/benchmarks")
@@ -105,7 +105,7 @@ def _compare(args: argparse.Namespace) -> int:
         for change in changes
     ]
     print(tables.text(tables.Table(["case", "new/old", "noise", ""], rows, [])))
-    if (before := old["environment"]["device"]) != (now := new["environment"]["device"]):
+    if (before := timing.processor(old["environment"])) != (now := timing.processor(new["environment"])):
         print(f"measured on different devices: {before}, {now}")
     return 1 if any(change.verdict.startswith("regression") for change in changes) else 0
 

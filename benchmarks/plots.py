@@ -11,7 +11,7 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-from benchmarks import tables
+from benchmarks import tables, timing
 from benchmarks.results import Results, floor_seconds
 from fgrl.data.output import open_output
 
@@ -62,7 +62,7 @@ def _floor_figure(results: Results) -> Any:
     axes.set_xlabel("time / floor")
     axes.invert_yaxis()
     axes.legend(loc="lower right")
-    axes.set_title(results["environment"]["device"])
+    axes.set_title(timing.processor(results["environment"]))
     return figure
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks import end_to_end, tables
+from benchmarks import end_to_end, tables, timing
 from benchmarks.results import COMMITTED, Results, newest
 from fgrl.data.output import write_text
 from fgrl.demo.report import policy_rows, win_rows
@@ -110,7 +110,7 @@ def align_section() -> str:
             "they take; fgrl gets packed int32 tensors. The last two columns: rapidfuzz against fgrl on the same "
             "lists, and one thread against two by the clock on the wall.",
             table([*header, "goal", "on lists", "2 threads"], rows),
-            f"Source: [`benchmarks/results/{name}`](benchmarks/results/{name}): {where['cpu']}, Python "
+            f"Source: [`benchmarks/results/{name}`](benchmarks/results/{name}): {timing.processor(where)}, Python "
             f"{where['python']}, torch {where['torch']}.",
         ]
     )
@@ -163,8 +163,9 @@ def _conditions(results: Results) -> str:
     threads = "" if results["suite"] == "gpu" else f", {where['threads']} threads"
     peers = ", ".join(f"{name} {version}" for name, version in where["peers"].items())
     return (
-        f"{where['device']}{threads}; copies {ceilings['bytes_per_second'] / 1e9:.1f} GB/s and multiplies {products}, "
-        f"measured in the same run. Medians; the others' times are multiples of ours. Peers: {peers or 'none'}."
+        f"{timing.processor(where)}{threads}; copies {ceilings['bytes_per_second'] / 1e9:.1f} GB/s and multiplies "
+        f"{products}, measured in the same run. Medians; the others' times are multiples of ours. "
+        f"Peers: {peers or 'none'}."
     )
 
 

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from fgrl import extension
+
 
 def interleaved(
     variants: Mapping[str, Callable[[], object]], rounds: int, clock: Callable[[], float] = time.perf_counter
@@ -37,11 +39,22 @@ def environment(*packages: str) -> dict[str, Any]:
     versions = {name: _version(name) for name in ("torch", *packages)}
     return {
         "cpu": _cpu(),
+        "cpu_capability": {"fgrl": extension.cpu_capability(), "torch": torch.backends.cpu.get_cpu_capability()},
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "commit": _commit(),
         **versions,
     }
+
+
+def processor(environment: Mapping[str, Any]) -> str:
+    """The device of a result, and for a CPU the vector instructions its ops ran on, where the result says so."""
+    name = str(environment["device"] if "device" in environment else environment["cpu"])
+    capability = environment.get("cpu_capability")
+    if capability is None or name != environment.get("cpu"):
+        return name
+    ours = f"C++ on {capability['fgrl']}, " if capability["fgrl"] else ""
+    return f"{name} ({ours}PyTorch on {capability['torch'].lower()})"
 
 
 def _version(package: str) -> str:

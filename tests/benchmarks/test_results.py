@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import end_to_end, instructions, measure, report, results, scale
+from benchmarks import end_to_end, instructions, measure, report, results, scale, timing
 from benchmarks.__main__ import main
 
 
@@ -222,3 +222,15 @@ def test_results_are_whole_or_not_there(tmp_path: Path) -> None:
     results.update(path, scale=[1])
     assert results.load(path) == {"cases": [], "scale": [1]}
     assert copy.deepcopy(results.load(path)) == results.load(path)
+
+
+def test_a_result_says_which_vector_instructions_it_is_from() -> None:
+    environment = timing.environment()
+    named = timing.processor(environment | {"device": environment["cpu"]})
+    assert named.startswith(environment["cpu"])
+    assert torch.backends.cpu.get_cpu_capability().lower() in named
+    old = {"cpu": "A CPU", "device": "A CPU"}
+    assert timing.processor(old) == "A CPU"
+    new = old | {"cpu_capability": {"fgrl": "avx2", "torch": "AVX2"}}
+    assert timing.processor(new) == "A CPU (C++ on avx2, PyTorch on avx2)"
+    assert timing.processor(new | {"device": "A GPU"}) == "A GPU"

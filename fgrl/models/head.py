@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
-from torch import Tensor, nn
+from torch import Tensor
+
+from fgrl.models.adapters import unwrapped
+from fgrl.models.batches import learn_batches, model_inputs
+from fgrl.models.formula import learn_formula
+from fgrl.models.output_head import output_head
+from fgrl.models.probe import Memory, head_input
 
 
 class HiddenStates(NamedTuple):
@@ -16,75 +22,91 @@ class HiddenStates(NamedTuple):
     softcap: float | None
 
 
+class OwnLogits(NamedTuple):
+    """`logits [B, T, V]` of a model whose logits are no `softcap(hidden @ weight.T + bias)`."""
+
+    logits: Tensor
+
+
+_memory = Memory()
+
+
+@overload
 def hidden_states_and_head(
     model: Any,
     input_ids: Tensor,
     attention_mask: Tensor | None = None,
     position_ids: Tensor | None = None,
+    *,
+    fallback: None = None,
     **kwargs: Any,
-) -> HiddenStates:
-    """Run the decoder of a Hugging Face causal LM without its head.
+) -> HiddenStates: ...
 
-    The model's logits are `softcap(hidden @ weight.T + bias)`: a family's logit scale (Cohere's `logit_scale`,
-    Granite's `logits_scaling`) is already in `hidden`. LoRA on the head is merged into `weight`, `W + scaling * B A`,
-    so that its gradient reaches A and B.
+
+@overload
+def hidden_states_and_head(
+    model: Any,
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    position_ids: Tensor | None = None,
+    *,
+    fallback: Literal["logits"],
+    **kwargs: Any,
+) -> HiddenStates | OwnLogits: ...
+
+
+def hidden_states_and_head(
+    model: Any,
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    position_ids: Tensor | None = None,
+    *,
+    fallback: Literal["logits"] | None = None,
+    **kwargs: Any,
+) -> HiddenStates | OwnLogits:
+    """Run a Hugging Face causal LM up to its head: the head is not multiplied.
+
+    The model's logits are `softcap(hidden @ weight.T + bias)`. `hidden` is what the model's own head reads, behind
+    whatever the family puts in front of it (the transform of BERT, the division of MiniCPM). Scale and soft-cap behind
+    the head are learned from the model and the whole formula is compared with the model's own logits, on a few tokens,
+    the first time that a model object is seen; the scale is then applied to `hidden` and `bias`. LoRA on the head is
+    merged into `weight`, `W + scaling * B A`, so that its gradient reaches A and B.
 
     Args:
         model: a causal LM, or a PEFT model of one.
         input_ids: `[B, T]` int64.
-        attention_mask: `[B, T]`, 1 at real tokens.
-        position_ids: `[B, T]`. Counted from `attention_mask` by default, so that padding may be on either side.
-        **kwargs: passed to the decoder.
+        attention_mask: `[B, T]`, 1 at real tokens. Padding may be on either side.
+        position_ids: `[B, T]`, counted from 0 for every family (RoBERTa's own start at `padding_idx + 1`); packed
+            sequences start at 0 again. By default each sequence is numbered as it would be alone, without padding.
+        fallback: "logits" gives the model's own logits, as `OwnLogits`, where the formula does not hold.
+        **kwargs: passed to the model.
 
     Raises:
-        ValueError: the model's head is neither a linear layer nor one with LoRA that can be merged: without DoRA, and
-            while training without dropout.
+        ValueError: the model's logits are not those of the formula; its head is neither a linear layer nor one with
+            LoRA that can be merged (without DoRA, and while training without dropout); or the model does not bear the
+            padding or the packing of this batch.
     """
-    if hasattr(model, "get_base_model"):
-        model = model.get_base_model()
-    weight, bias = _head(model.get_output_embeddings())
-    if attention_mask is not None and position_ids is None:
-        position_ids = attention_mask.long().cumsum(-1).sub(1).clamp(min=0)
-    outputs = model.base_model(
-        input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False, **kwargs
-    )
-    config = model.config.get_text_config()
-    scale = getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
-    hidden = outputs.last_hidden_state
-    if scale != 1.0:
-        hidden = hidden * scale
-    return HiddenStates(hidden, weight, bias, getattr(config, "final_logit_softcapping", None))
-
-
-def _head(head: Any) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias of an output head, with what PEFT has put on it."""
-    if hasattr(head, "modules_to_save"):  # trained whole, as a copy
-        head = head.original_module if head.disable_adapters else head.modules_to_save[head.active_adapter]
-    if isinstance(head, nn.Linear):
-        return head.weight, head.bias
-    base = getattr(head, "base_layer", None)
-    if not isinstance(base, nn.Linear) or not hasattr(head, "lora_A"):
-        kind = type(head).__name__ + ("" if base is None else " with adapters that are not LoRA")
-        raise ValueError(f"model has an output head of type {kind}; it must be a linear layer, or one with LoRA")
-    weight, bias = base.weight, base.bias
-    active = (
-        [] if head.merged or head.disable_adapters else [name for name in head.active_adapters if name in head.lora_A]
-    )
-    for name in active:
-        variant = _obstacle_to_merging(head, name)
-        if variant is not None:
-            raise ValueError(f"model has an output head whose adapter {name!r} has {variant}; it must be plain LoRA")
-        weight = weight + head.get_delta_weight(name)
-    return weight, bias
-
-
-def _obstacle_to_merging(head: Any, name: str) -> str | None:
-    """What the logits of a LoRA layer depend on besides one merged weight."""
-    if head.lora_variant.get(name) is not None:
-        return f"{type(head.lora_variant[name]).__name__} (such as DoRA)"
-    if head.lora_B[name].bias is not None:
-        return "a bias"
-    dropout = head.lora_dropout[name]
-    if isinstance(dropout, nn.Dropout) and dropout.p > 0 and head.training:
-        return f"lora_dropout {dropout.p} while training"
-    return None
+    inner = unwrapped(model)
+    while not hasattr(model, "get_base_model") and model is not inner:  # DDP and others; PEFT has a say in the forward
+        model = getattr(model, "_orig_mod", None) or model.module
+    head = inner.get_output_embeddings()
+    if head is None:
+        raise ValueError(f"model is a {type(inner).__name__}, which has no output embeddings; it must be a causal LM")
+    batches = learn_batches(inner, head)
+    inputs = model_inputs(inner, batches, input_ids, attention_mask, position_ids)
+    try:
+        formula = _memory.recall(inner, [head], lambda: learn_formula(model, inner, head))
+        if formula.problem is not None:
+            raise ValueError(formula.problem)
+        weight, bias = output_head(head)
+    except ValueError:
+        if fallback == "logits":
+            return OwnLogits(model(**inputs, **kwargs).logits)
+        raise
+    with head_input(head, keep=1) as seen:
+        model(**inputs, **kwargs)
+    (hidden,) = seen
+    if formula.scale != 1.0:
+        hidden = hidden * formula.scale
+        bias = None if bias is None else bias * formula.scale
+    return HiddenStates(hidden, weight, bias, formula.softcap)

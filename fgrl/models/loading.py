@@ -192,6 +192,11 @@ def find_head(model: nn.Module) -> str:
     )
 
 
+def scalar_head(model: nn.Module) -> nn.Module:
+    """The head of a token-classification model, or what PEFT has put in its place."""
+    return next(getattr(model, name) for name in HEAD_NAMES if isinstance(getattr(model, name, None), nn.Module))
+
+
 def set_dropout(model: nn.Module, probability: float) -> None:
     """Set the probability of every dropout in `model`: the layers, and the floats that attention reads."""
     for module in model.modules():

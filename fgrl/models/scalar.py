@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import os
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from fgrl.models.adapters import unwrapped
+from fgrl.models.batches import learn_batches, model_inputs
 from fgrl.models.loading import (
     HEAD_NAMES,
     build_token_classifier,
     find_head,
     load_token_classifier,
     resolve_dtype,
+    scalar_head,
     set_dropout,
 )
 from fgrl.ops import token_reward_head
@@ -151,12 +153,17 @@ class TokenScalarModel(nn.Module):
         Args:
             input_ids: `[B, T]` int64; or packed `[1, N]`, sequences one after the other.
             attention_mask: `[B, T]`, 1 at real tokens; padding may be on either side. None where packed.
-            position_ids: `[B, T]`. Counted from `attention_mask` when absent. Packed sequences restart at 0, which is
-                what keeps them from attending to each other.
+            position_ids: `[B, T]`, counted from 0 for every family (RoBERTa's own start at `padding_idx + 1`). Packed
+                sequences restart at 0, which is what keeps them from attending to each other. By default each sequence
+                is numbered as it would be alone, without padding.
             **kwargs: passed to the backbone.
 
         Returns:
             `[B, T]` fp32, 0 where `attention_mask` is 0.
+
+        Raises:
+            ValueError: padding or packing that changes what the backbone computes for a sequence. A few tokens tell,
+                the first time that a model object is seen.
         """
         return token_scalars(self.model, input_ids, attention_mask, position_ids, **kwargs)
 
@@ -229,24 +236,15 @@ def token_scalars(
 ) -> Tensor:
     """`TokenScalarModel.forward` for a bare Hugging Face model with a `TokenHead`, wrapped (DDP, FSDP, PEFT) or not.
 
-    The cache is off: transformers recognises packed position ids only without one and without an attention mask.
+    Raises:
+        ValueError: the model does not bear the padding or the packing of this batch.
     """
-    if attention_mask is not None and position_ids is None and takes_position_ids(model):
-        position_ids = attention_mask.long().cumsum(-1).sub(1).clamp(min=0)
-    if position_ids is not None:
-        kwargs["position_ids"] = position_ids
-    logits: Tensor = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **kwargs).logits
+    inner = unwrapped(model)
+    batches = learn_batches(inner, scalar_head(inner))
+    inputs = model_inputs(inner, batches, input_ids, attention_mask, position_ids)
+    logits: Tensor = model(**inputs, **kwargs).logits
     scalars = logits.squeeze(-1)  # [B, T]
     return scalars if attention_mask is None else scalars.masked_fill(attention_mask == 0, 0.0)
-
-
-def takes_position_ids(model: Any) -> bool:
-    """Whether the backbone inside `model` has positions to set (ALiBi models have none)."""
-    while not hasattr(model, "base_model_prefix") and hasattr(model, "module"):
-        model = model.module
-    if hasattr(model, "get_base_model"):
-        model = model.get_base_model()
-    return "position_ids" in inspect.signature(model.base_model.forward).parameters
 
 
 def _first_of(model: nn.Module, names: tuple[str, ...]) -> Any:

@@ -106,12 +106,14 @@ def _learn(model: Any, head: nn.Module) -> Batches:
     tokens = ordinary_ids(model, 6)
     ids = torch.tensor([tokens], device=device)
     with undisturbed(model):
-        alone = _states(model, head, {"input_ids": ids, **_cache_off(model)})
+        alone, short = (_states(model, head, {"input_ids": part, **_cache_off(model)}) for part in (ids, ids[:, :3]))
         first = _first_position(model, head, ids, alone) if takes(model, "position_ids") else None
         best = Batches(first, False, False, False, False)
         for counted in (True, False) if first is not None else (False,):
             candidate = Batches(first, counted, True, True, True)
-            left, right = (_bears_padding(model, head, candidate, tokens, alone, side) for side in ("left", "right"))
+            left, right = (
+                _bears_padding(model, head, candidate, tokens, [alone, short], side) for side in ("left", "right")
+            )
             if left + right > best.left + best.right:
                 best = best._replace(counted=counted, left=left, right=right)
         return best._replace(packed=first is not None and _bears_packing(model, head, best, tokens, alone))
@@ -132,17 +134,26 @@ def _first_position(model: Any, head: nn.Module, ids: Tensor, alone: Tensor) -> 
     return best if smallest <= _tolerance(alone, model) else None
 
 
-def _bears_padding(model: Any, head: nn.Module, batches: Batches, tokens: list[int], alone: Tensor, side: str) -> bool:
-    """Whether a sequence gives what it gives alone beside a longer one."""
-    width, length = len(tokens) + 3, len(tokens)
-    place = slice(width - length, width) if side == "left" else slice(length)
-    ids = torch.full((2, width), tokens[0], device=alone.device)
+def _bears_padding(
+    model: Any, head: nn.Module, batches: Batches, tokens: list[int], alone: list[Tensor], side: str
+) -> bool:
+    """Whether sequences give what they give alone beside longer ones; `alone` is that of all tokens, then of three."""
+    width = min(2 * len(tokens) + 1, (context_length(model.config) or 64) - (batches.first_position or 0))
+    device = alone[0].device
+    ids = torch.full((len(alone) + 1, width), tokens[0], device=device)
     mask = torch.ones_like(ids)
-    ids[0, place] = torch.tensor(tokens, device=alone.device)
-    mask[0] = 0
-    mask[0, place] = 1
-    states = _attempt(model, head, model_inputs(model, batches, ids, mask))
-    return states is not None and _difference(states[:1, place], alone) <= _tolerance(alone, model)
+    places = []
+    for row, states in enumerate(alone):
+        length = states.shape[1]
+        places.append(slice(width - length, width) if side == "left" else slice(length))
+        mask[row] = 0
+        mask[row, places[row]] = 1
+        ids[row, places[row]] = torch.tensor(tokens[:length], device=device)
+    together = _attempt(model, head, model_inputs(model, batches, ids, mask))
+    return together is not None and all(
+        _difference(together[row : row + 1, places[row]], states) <= _tolerance(states, model)
+        for row, states in enumerate(alone)
+    )
 
 
 def _bears_packing(model: Any, head: nn.Module, batches: Batches, tokens: list[int], alone: Tensor) -> bool:

@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from fgrl.models.attention import resolve_attention
+from fgrl.models.kinds import check_architectures, check_loaded_keys
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -57,7 +58,8 @@ def load_token_classifier(
         The model, and whether the checkpoint had a head. A head that it had not starts at 0.
 
     Raises:
-        ValueError: the backbone has no token-classification class, or the checkpoint has another number of labels.
+        ValueError: the backbone has no token-classification class, or the checkpoint has another number of labels or a
+            head for another task, such as sequence classification.
     """
     name_or_path, gguf_file = split_gguf(name_or_path, kwargs.pop("gguf_file", None))
     if gguf_file is not None:
@@ -71,11 +73,7 @@ def load_token_classifier(
         config, "auto_map", {}
     )
     model_class = None if remote_code else token_class(config)
-    architectures = config.architectures or []
-    if config.num_labels != 1 and any(name.endswith("ForTokenClassification") for name in architectures):
-        raise ValueError(
-            f"{name_or_path} is a token-classification checkpoint with {config.num_labels} labels; it must have 1"
-        )
+    check_architectures(name_or_path, config)
     config.num_labels = 1
     dtype = resolve_dtype(dtype, trainable=trainable)
     attn_implementation = resolve_attention(attn_implementation, loaded_dtype(dtype, config), model_class=model_class)
@@ -85,8 +83,10 @@ def load_token_classifier(
         dtype=dtype,
         attn_implementation=attn_implementation,
         output_loading_info=True,
+        ignore_mismatched_sizes=True,  # looked at below
         **kwargs,
     )
+    check_loaded_keys(name_or_path, info, HEAD_NAMES)
     if gguf_file is not None:
         mark_dense(model)
     missing = [key for key in info["missing_keys"] if key.split(".")[0] in HEAD_NAMES]
@@ -182,14 +182,18 @@ def token_class(config: PretrainedConfig) -> Any:
 
 def find_head(model: nn.Module) -> str:
     """Name of the attribute that holds the linear head of a token-classification model."""
-    for name in HEAD_NAMES:
-        head = getattr(model, name, None)
-        if isinstance(head, nn.Linear) and head.out_features == 1:
-            return name
-    raise ValueError(
-        f"model is a {type(model).__name__}; it must be a token-classification model with one label "
-        "(TokenRewardModel.from_backbone makes one from a causal LM)"
-    )
+    name = next((name for name in HEAD_NAMES if isinstance(getattr(model, name, None), nn.Module)), HEAD_NAMES[0])
+    check_scalar_head(model, getattr(model, name, None))
+    return name
+
+
+def check_scalar_head(model: nn.Module, head: Any) -> None:
+    """Raise `ValueError` unless `head`, that of `model`, is a linear layer with one label."""
+    if not isinstance(head, nn.Linear) or head.out_features != 1:
+        raise ValueError(
+            f"model is a {type(model).__name__}; it must be a token-classification model with one label "
+            "(TokenRewardModel.from_backbone makes one from a causal LM)"
+        )
 
 
 def scalar_head(model: nn.Module) -> nn.Module:

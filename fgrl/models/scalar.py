@@ -11,9 +11,11 @@ from torch import Tensor, nn
 
 from fgrl.models.adapters import unwrapped
 from fgrl.models.batches import learn_batches, model_inputs
+from fgrl.models.kinds import check_token_classifier
 from fgrl.models.loading import (
     HEAD_NAMES,
     build_token_classifier,
+    check_scalar_head,
     find_head,
     load_token_classifier,
     resolve_dtype,
@@ -93,7 +95,8 @@ class TokenScalarModel(nn.Module):
             The model in evaluation mode. `head_loaded` says whether the checkpoint had a head.
 
         Raises:
-            ValueError: the backbone has no token-classification class, or the checkpoint has not one label.
+            ValueError: the backbone has no token-classification class, or the checkpoint has not one label, or a head
+                for another task, such as sequence classification.
         """
         inner, head_loaded = load_token_classifier(
             name_or_path, trainable=trainable, dtype=dtype, attn_implementation=attn_implementation, **kwargs
@@ -212,9 +215,11 @@ def install_head(model: PreTrainedModel) -> None:
     """Replace the head of a token-classification model (or of the one in a `PeftModel`) by a `TokenHead`, in place."""
     if hasattr(model, "get_base_model"):
         model = model.get_base_model()
+    check_token_classifier(model)
     for name in HEAD_NAMES:
         wrapper: Any = getattr(model, name, None)
         if hasattr(wrapper, "modules_to_save"):  # PEFT trains a copy of the head beside the original
+            check_scalar_head(model, wrapper.original_module)
             wrapper.original_module = _as_token_head(wrapper.original_module)
             for adapter, head in wrapper.modules_to_save.items():
                 wrapper.modules_to_save[adapter] = _as_token_head(head)
@@ -243,6 +248,11 @@ def token_scalars(
     batches = learn_batches(inner, scalar_head(inner))
     inputs = model_inputs(inner, batches, input_ids, attention_mask, position_ids)
     logits: Tensor = model(**inputs, **kwargs).logits
+    if logits.shape != (*input_ids.shape, 1):
+        got, wanted = list(logits.shape), [*input_ids.shape, 1]
+        raise ValueError(
+            f"model is a {type(inner).__name__} that gives logits {got}; it must give {wanted}, one a token"
+        )
     scalars = logits.squeeze(-1)  # [B, T]
     return scalars if attention_mask is None else scalars.masked_fill(attention_mask == 0, 0.0)
 

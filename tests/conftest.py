@@ -14,6 +14,14 @@ import torch
 
 from fgrl.extension import interprets_kernels
 
+try:
+    from hypothesis import HealthCheck, settings
+except ImportError:
+    pass
+else:  # no property depends on how fast the machine is
+    settings.register_profile("fgrl", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("fgrl")
+
 TEXT = (
     "the a cat dog sat ran on under mat tree and or big small red green quickly slowly who what where is it was "
     "capital of France Paris London sky blue teh caat dgo sattt runn matt"

@@ -18,6 +18,7 @@ from fgrl.data.output import check_outputs
 ConfigT = TypeVar("ConfigT")
 _MODELS = ("ref_model", "value_model", "reward_model")
 
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 RENAMED = {  # flag -> field of the configuration, where the names differ
     "out": "output_dir",
     "epochs": "num_train_epochs",
@@ -40,7 +41,11 @@ def add_run_arguments(parser: argparse.ArgumentParser, config_name: str) -> argp
     run.add_argument(
         "--max-prompt-length", type=integer(1), help="tokens of the prompt; longer ones lose their beginning"
     )
-    run.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), help="of the weights")
+    run.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        help="weights to train (default: float32; auto: that of the checkpoint; half precision learns little)",
+    )
     run.add_argument("--bf16", action="store_true", default=None, help="mixed precision")
     run.add_argument("--cpu", action="store_true", default=None, help="train on the CPU even where there is a GPU")
     run.add_argument("--gradient-checkpointing", action="store_true", default=None, help="less memory, more time")

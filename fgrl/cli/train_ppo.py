@@ -16,6 +16,7 @@ from fgrl.cli._errors import usable
 from fgrl.cli._models import load_reward_model
 from fgrl.cli._numbers import integer, number
 from fgrl.cli._training import (
+    DTYPES,
     add_run_arguments,
     build_config,
     check_out,
@@ -44,11 +45,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MODULE:FUNCTION",
         help="function called as TRL calls its reward functions; may be repeated",
     )
-    parser.add_argument("--ref-model", metavar="MODEL", help="reference of the KL (default: the model as it starts)")
+    parser.add_argument("--ref-model", metavar="MODEL", help="reference of the KL (default: what --reference says)")
+    parser.add_argument(
+        "--reference",
+        choices=("start", "base"),
+        help="the model as it starts, its adapters included (default), or its base without adapters",
+    )
     parser.add_argument("--value-model", metavar="MODEL", help="value model to start from (default: the model)")
     parser.add_argument("--eval", metavar="FILE", help="prompts to sample from in evaluation")
 
     run = add_run_arguments(parser, "FineGrainedPPOConfig")
+    for flag, whose, default in (
+        ("--value-dtype", "the value model", "float32"),
+        ("--ref-dtype", "the reference", "the policy's, or that of the checkpoint of --ref-model"),
+        ("--reward-dtype", "the reward models", "that of the checkpoint"),
+    ):
+        run.add_argument(flag, choices=DTYPES, help=f"weights of {whose} (default: {default})")
     run.add_argument("--total-episodes", type=integer(1), help="completions to train on; sets the number of steps")
     run.add_argument("--learning-rate", type=number(0), help="of the policy (default: 1e-6)")
     run.add_argument("--value-learning-rate", type=number(0), help="of the value model (default: the policy's)")
@@ -101,27 +113,31 @@ def _trainer(args: argparse.Namespace, config: FineGrainedPPOConfig) -> FineGrai
     from fgrl.trainer.reward_sources import check_same_vocabulary
 
     loading: dict[str, Any] = {"attn_implementation": args.attn_implementation}
-    if args.dtype is not None:
-        loading["dtype"] = args.dtype
+    scoring = {**loading, "trainable": False}
     with usable("--tokenizer" if args.tokenizer else "--model", args.tokenizer or args.model):
         tokenizer = load_tokenizer(args.tokenizer or args.model)
     with usable("--model", args.model):
-        policy = load_causal_lm(args.model, **loading)
+        policy = load_causal_lm(args.model, dtype=_taken(config, "dtype"), **loading)
         check_vocabulary(tokenizer, policy)
     rewards: list[Any] = []
     for name in args.reward_model or []:
-        reward_model, reward_tokenizer = load_reward_model(name, None, flag="--reward-model", **loading)
+        reward_model, reward_tokenizer = load_reward_model(
+            name, None, flag="--reward-model", dtype=config.reward_dtype, **scoring
+        )
         check_same_vocabulary(tokenizer, reward_tokenizer)
         rewards.append(reward_model)
     rewards += [_load_function(name) for name in args.reward_function or []]
+    reference = value_model = None
+    if args.ref_model:
+        with usable("--ref-model", args.ref_model):
+            reference = load_causal_lm(args.ref_model, dtype=_taken(config, "ref_dtype"), **scoring)
+    if args.value_model:
+        with usable("--value-model", args.value_model):
+            value_model = ValueModel.from_pretrained(args.value_model, dtype=_taken(config, "value_dtype"), **loading)
     columns = parse_columns(args.column)
-    with usable("--ref-model", args.ref_model):
-        ref_model = load_causal_lm(args.ref_model, **loading) if args.ref_model else None
-    with usable("--value-model", args.value_model):
-        value_model = ValueModel.from_pretrained(args.value_model, **loading) if args.value_model else None
     trainer = FineGrainedPPOTrainer(
         policy,
-        ref_model=ref_model,
+        ref_model=reference,
         reward_model=rewards,
         value_model=value_model,
         args=config,
@@ -133,6 +149,13 @@ def _trainer(args: argparse.Namespace, config: FineGrainedPPOConfig) -> FineGrai
     if args.quiet:
         trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def _taken(config: FineGrainedPPOConfig, option: str) -> str | None:
+    """A dtype that a model is loaded in here: the trainer gets the model, and no dtype to load it in."""
+    dtype: str | None = getattr(config, option)
+    setattr(config, option, None)
+    return dtype
 
 
 def _load_function(name: str) -> Any:

@@ -83,9 +83,10 @@ def _trainer(args: argparse.Namespace) -> TokenRewardTrainer:
         None if path is None else read_pairs(path, on_error=config.on_error, columns=columns)
         for path in (args.source, args.eval)
     )
-    model, tokenizer = load_reward_model(
-        args.model, args.tokenizer, attn_implementation=config.attn_implementation, **(config.model_init_kwargs or {})
-    )
+    options: dict[str, Any] = {"attn_implementation": config.attn_implementation, **(config.model_init_kwargs or {})}
+    if config.dtype is not None:
+        options["dtype"], config.dtype = config.dtype, None  # the trainer gets the model, and no dtype to load it in
+    model, tokenizer = load_reward_model(args.model, args.tokenizer, **options)
     trainer = TokenRewardTrainer(
         model,
         config,
@@ -105,8 +106,6 @@ def _config(args: argparse.Namespace) -> TokenRewardConfig:
     defaults: dict[str, Any] = {"logging_steps": 10}
     if args.eval is not None:
         defaults["eval_strategy"] = "epoch" if args.eval_steps is None else "steps"
-    if args.dtype is not None:
-        defaults["model_init_kwargs"] = {"dtype": args.dtype}
     return build_config(TokenRewardConfig, args, defaults)
 
 

@@ -90,6 +90,9 @@ class ActorCritic(nn.Module):
             normalizer=normalizer,
             aggregation=self.loss_config.aggregation,
         )
+        if torch.is_grad_enabled():
+            _check_gradient(policy.loss, "model")
+            _check_gradient(value.loss, "value_model")
         stats = {
             **policy.stats,
             "value_loss": value.stats["value_loss"],
@@ -104,3 +107,11 @@ def step_normalizer(masks: Tensor, aggregation: str) -> Tensor:
         return torch.ones((), dtype=torch.float64, device=masks.device)
     counted = masks.any(1) if aggregation.startswith("seq-") else masks
     return counted.sum().to(torch.float64)
+
+
+def _check_gradient(loss: Tensor, name: str) -> None:
+    if not loss.requires_grad:
+        raise ValueError(
+            f"{name} has trainable parameters, but none that its output depends on; it must have some: is the "
+            "trainable adapter the active one?"
+        )

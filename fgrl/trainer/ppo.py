@@ -15,10 +15,18 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 
 from fgrl.models import ValueModel, load_tokenizer
 from fgrl.trainer.actor_critic import ActorCritic, step_normalizer
+from fgrl.trainer.model_checks import check_apart, trained_parameters
 from fgrl.trainer.ppo_config import FineGrainedPPOConfig
 from fgrl.trainer.ppo_data import RolloutCallback, RolloutSampler, as_rows, prompt_rows
 from fgrl.trainer.ppo_metrics import RunningMeans
-from fgrl.trainer.ppo_models import load_weights, longest_prompt, prepare_models
+from fgrl.trainer.ppo_models import (
+    check_scorers,
+    common_vocabulary,
+    load_reward_models,
+    load_weights,
+    longest_prompt,
+    prepare_models,
+)
 from fgrl.trainer.reward_sources import check_same_vocabulary, reward_sources
 from fgrl.trainer.rollout import Rollout
 from fgrl.trainer.rollout_maker import RolloutMaker
@@ -41,10 +49,11 @@ class FineGrainedPPOTrainer(Trainer):
 
     Args:
         model: the policy: a causal LM, a `PeftModel` of one, or a folder, name or `.gguf` file to load it from.
-        ref_model: the model the KL is taken against. Default: a frozen copy of the policy, or, where the policy has
-            adapters, the policy without them. None is kept where neither `kl_coef` nor `loss_kl_coef` is set.
-        reward_model: a `TokenRewardModel`, a token-classification model of one label, a function as in TRL (see
-            `fgrl.trainer.reward_sources.RewardSource`), or a list of these, which add up.
+        ref_model: the model the KL is taken against, or a name to load it from. Default: a frozen copy of the policy as
+            it is now, or of its base without adapters, as `args.reference` says. None is kept where neither `kl_coef`
+            nor `loss_kl_coef` is set.
+        reward_model: a `TokenRewardModel` or a name to load it from, a token-classification model of one label, a
+            function as in TRL (see `fgrl.trainer.reward_sources.RewardSource`), or a list of these, which add up.
         value_model: a `ValueModel`, a token-classification model of one label, or a name to load it from. Default: a
             copy of the policy's backbone with a new head.
         args: the options.
@@ -74,9 +83,9 @@ class FineGrainedPPOTrainer(Trainer):
     def __init__(
         self,
         model: PreTrainedModel | str | os.PathLike[str],
-        ref_model: nn.Module | None = None,
+        ref_model: nn.Module | str | os.PathLike[str] | None = None,
         reward_model: Any = None,
-        value_model: ValueModel | None = None,
+        value_model: ValueModel | str | os.PathLike[str] | None = None,
         args: FineGrainedPPOConfig | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         train_dataset: Any = None,
@@ -95,19 +104,20 @@ class FineGrainedPPOTrainer(Trainer):
             check_same_vocabulary(processing_class, reward_processing_class)
         if args.value_learning_rate is not None and optimizers[0] is not None:
             raise ValueError("value_learning_rate is set and an optimizer is given; it must be one or the other")
-        sources = reward_sources(reward_model, args.reward_weights)
+        sources = reward_sources(load_reward_models(reward_model, args, processing_class), args.reward_weights)
         models = prepare_models(model, ref_model, value_model, sources, args, processing_class, peft_config)
-        longest = longest_prompt(models.policy, args)
-        train_rows = prompt_rows(train_dataset, processing_class, longest, "train_dataset")
+        self._models = models
+        self._longest_prompt = longest_prompt(models.policy, args)
+        self._vocab_size = common_vocabulary(models)
+        train_rows = self._rows(train_dataset, "train_dataset", args, processing_class)
         if train_rows is None:
             raise ValueError("train_dataset is None; it must be rows with a prompt")
-        self._longest_prompt = longest
         group = args.rollout_batch_size * args.world_size
         self._sampler = RolloutSampler(
             len(train_rows),
             group,
             args.micro_batches_per_rollout * args.num_ppo_epochs,
-            shuffle=True,
+            shuffle=args.train_sampling_strategy == "random",
             seed=args.data_seed if args.data_seed is not None else args.seed,
         )
         if args.total_episodes is not None:
@@ -119,7 +129,7 @@ class FineGrainedPPOTrainer(Trainer):
             args=args,
             data_collator=as_rows,
             train_dataset=train_rows,
-            eval_dataset=prompt_rows(eval_dataset, processing_class, longest, "eval_dataset"),
+            eval_dataset=self._rows(eval_dataset, "eval_dataset", args, processing_class),
             processing_class=processing_class,
             callbacks=callbacks,
             optimizers=optimizers,
@@ -129,9 +139,19 @@ class FineGrainedPPOTrainer(Trainer):
         for scorer in (models.reference, *(source.source for source in sources)):
             if isinstance(scorer, nn.Module):
                 scorer.eval().to(args.device)
-        self._maker = RolloutMaker(args, processing_class, sources, models.reference, self.accelerator)
+        self._maker = RolloutMaker(
+            args, processing_class, sources, models.reference, self.accelerator, self._vocab_size
+        )
         self._metrics = RunningMeans(args.device)
         self._forget_rollout()
+
+    def _rows(self, dataset: Any, name: str, args: FineGrainedPPOConfig, tokenizer: Any) -> Any:
+        """`dataset` as rows, each of which every model can take with its completion."""
+        rows = prompt_rows(dataset, tokenizer, self._longest_prompt, name, self._vocab_size)
+        if rows is not None:
+            longest = max(len(row["prompt_ids"]) for row in rows)
+            check_scorers(self._models, tokenizer, longest + args.max_completion_length)
+        return rows
 
     @property
     def policy(self) -> PreTrainedModel:
@@ -161,8 +181,11 @@ class FineGrainedPPOTrainer(Trainer):
         """As `transformers.Trainer`, with `value_learning_rate` for the value model where it is set."""
         is_new = self.optimizer is None
         optimizer = super().create_optimizer(*args, **kwargs)
+        if self._maker.reference is not None:  # which shares what was frozen when the trainer was built
+            check_apart("the reference", self._maker.reference, trained_parameters(self._actor_critic))
         if is_new and self.args.value_learning_rate is not None:
-            of_value = {id(parameter) for parameter in self.value_model.parameters()}
+            of_policy = {id(parameter) for parameter in self.policy.parameters()}
+            of_value = {id(parameter) for parameter in self.value_model.parameters()} - of_policy
             for group in list(optimizer.param_groups):
                 values = [parameter for parameter in group["params"] if id(parameter) in of_value]
                 group["params"] = [parameter for parameter in group["params"] if id(parameter) not in of_value]
@@ -248,9 +271,9 @@ class FineGrainedPPOTrainer(Trainer):
         """Sample one completion for each prompt of the evaluation data and report rewards, KL and lengths."""
         rows = self.eval_dataset
         if eval_dataset is not None:
-            rows = prompt_rows(eval_dataset, self.processing_class, self._longest_prompt, "eval_dataset")
+            rows = self._rows(eval_dataset, "eval_dataset", self.args, self.processing_class)
         if rows is None:
-            raise ValueError("eval_dataset is None; evaluate needs rows with a prompt")
+            raise ValueError("eval_dataset is None; it must be rows with a prompt")
         processes, rank, size = self.args.world_size, self.args.process_index, self.args.eval_batch_size
         own = [rows[index] for index in range(rank, len(rows), processes)] if len(rows) >= processes else list(rows)
         metrics = RunningMeans(self.args.device)
@@ -263,7 +286,7 @@ class FineGrainedPPOTrainer(Trainer):
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
         """Not defined for prompts."""
-        raise ValueError("predict has no meaning for prompts; use evaluate, or policy.generate")
+        raise ValueError("predict is not defined for prompts; it must be evaluate, or policy.generate")
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add what rollouts and losses reported since the last call."""

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal, get_args
 
 from transformers import TrainingArguments
 
+from fgrl.trainer.options import Refusals, check_dtype, check_options
 from fgrl.trainer.sampling import RESERVED
 from fgrl.types import KLEstimator, PPOLossConfig
 
@@ -25,6 +26,12 @@ class FineGrainedPPOConfig(TrainingArguments):
         num_mini_batches: optimizer steps a pass.
         rollout_forward_batch_size: sequences a forward pass while a rollout is scored (no gradient).
         model_init_kwargs: options of `fgrl.models.load_causal_lm`, where the policy is given by name.
+        dtype: of the policy's weights, where it is given by name: "float32" (default), "bfloat16", "float16", or
+            "auto", that of the checkpoint. One rule holds for all models: float32 for the two that are trained, since
+            half precision is too coarse for their updates, and the checkpoint's dtype for those that only score.
+        value_dtype: likewise of the value model, where it is given by name or made from the policy; default "float32".
+        ref_dtype: likewise of the reference; default "auto", which for a copy of the policy is the policy's.
+        reward_dtype: likewise of reward models given by name; default "auto".
         max_prompt_length: longest prompt, in tokens, or what the policy's context leaves where that is shorter; longer
             prompts lose their beginning.
         max_completion_length: longest completion, in tokens.
@@ -40,6 +47,9 @@ class FineGrainedPPOConfig(TrainingArguments):
         reward_scale: factor of the token rewards; the numbers a completion that functions return are added as they are.
         reward_clip: token rewards are clipped to `[-reward_clip, reward_clip]`.
         missing_eos_penalty: subtracted from the sequence reward of a completion without an end-of-sequence token.
+        reference: what the KL is taken against where no `ref_model` is given: "start", the policy as it is when the
+            trainer is built, its adapters included; "base", the same without its adapters. Either is a frozen copy that
+            shares what is not trained with the policy.
         kl_coef: weight of the KL penalty inside the token rewards.
         kl_estimator: its estimator: "k1", "k2", "k3" or "abs".
         gamma: discount.
@@ -73,6 +83,10 @@ class FineGrainedPPOConfig(TrainingArguments):
     num_mini_batches: int = 1
     rollout_forward_batch_size: int = 64
     model_init_kwargs: dict[str, Any] | str | None = None
+    dtype: str | None = None
+    value_dtype: str | None = None
+    ref_dtype: str | None = None
+    reward_dtype: str | None = None
     max_prompt_length: int = 512
     max_completion_length: int = 256
     temperature: float = 1.0
@@ -84,6 +98,7 @@ class FineGrainedPPOConfig(TrainingArguments):
     reward_scale: float = 1.0
     reward_clip: float | None = None
     missing_eos_penalty: float | None = None
+    reference: Literal["start", "base"] = "start"
     kl_coef: float = 0.05
     kl_estimator: str = "k1"
     gamma: float = 1.0
@@ -104,6 +119,7 @@ class FineGrainedPPOConfig(TrainingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_options(self, _REFUSED, _REFUSED_ACCELERATE)
         for name in (
             "num_ppo_epochs",
             "num_mini_batches",
@@ -124,17 +140,21 @@ class FineGrainedPPOConfig(TrainingArguments):
         for name in ("reward_clip", "cliprange_value"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be greater than 0, or None")
+        for name in ("dtype", "value_dtype", "ref_dtype", "reward_dtype"):
+            check_dtype(name, getattr(self, name))
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p is {self.top_p}; it must be in (0, 1]")
         taken = sorted(set(self.generation_kwargs or {}) & set(RESERVED))
         if taken:
-            raise ValueError(f"generation_kwargs has {taken[0]!r}; the trainer sets it itself")
+            raise ValueError(f"generation_kwargs has {taken[0]!r}; it must not: the trainer sets it itself")
         if self.kl_estimator not in get_args(KLEstimator):
             raise ValueError(
                 f"kl_estimator is {self.kl_estimator!r}; it must be one of {', '.join(get_args(KLEstimator))}"
             )
         if self.reward_level not in ("token", "sequence"):
             raise ValueError(f"reward_level is {self.reward_level!r}; it must be 'token' or 'sequence'")
+        if self.reference not in ("start", "base"):
+            raise ValueError(f"reference is {self.reference!r}; it must be 'start' or 'base'")
         if self.total_episodes is not None and self.total_episodes < 1:
             raise ValueError(f"total_episodes is {self.total_episodes}; it must be at least 1, or None")
         self.loss_config  # noqa: B018  (its own validation names the option)
@@ -166,3 +186,17 @@ class FineGrainedPPOConfig(TrainingArguments):
     def rollout_batch_size(self) -> int:
         """Prompts a rollout, per process."""
         return self.train_batch_size * self.micro_batches_per_rollout
+
+
+_REFUSED: Refusals = {
+    "deepspeed": ((None,), "PPO does not support DeepSpeed"),
+    "fsdp": ((None,), "PPO does not support FSDP"),
+    "neftune_noise_alpha": ((None,), "PPO does not support NEFTune"),
+    "auto_find_batch_size": ((False,), "a rollout has a fixed number of prompts"),
+    "use_liger_kernel": ((False,), "its kernels of the loss would not be used: the logits are not computed at all"),
+    "train_sampling_strategy": (("random", "sequential"), "prompts are not grouped by length"),
+    "dataloader_in_order": ((True,), "the batches of a rollout come one after the other"),
+}
+_REFUSED_ACCELERATE: Refusals = {
+    "split_batches": ((False,), "a rollout has `rollout_batch_size` prompts in every process"),
+}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,38 +12,65 @@ from transformers import TrainerCallback
 from fgrl.data import PromptDataset
 
 
-def prompt_rows(dataset: Any, tokenizer: Any, max_prompt_length: int, name: str) -> Any:
-    """`dataset` as rows with `prompt_ids`, and a length.
+def prompt_rows(dataset: Any, tokenizer: Any, max_prompt_length: int, name: str, vocab_size: int | None = None) -> Any:
+    """`dataset` as rows with `prompt_ids`. Every row has every column of the data set, None where it is absent.
 
     Args:
         dataset: whatever `fgrl.data.read_prompts` reads, or rows that all have `prompt_ids` already. None stays None.
         tokenizer: turns prompts into token ids.
         max_prompt_length: longer prompts lose their beginning.
         name: what error messages call the data.
+        vocab_size: ids in `prompt_ids` must be below it; None for no bound.
 
     Raises:
-        ValueError: no rows, a row that cannot be used, or `prompt_ids` in some rows only.
+        ValueError: no rows, a row that cannot be used, `prompt_ids` in some rows only, or an id outside the vocabulary.
     """
     if dataset is None:
         return None
     if isinstance(dataset, dict):
         raise ValueError(f"{name} is a dict; it must be one data set")
-    if hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__") and not isinstance(dataset, str | PromptDataset):
-        tokenized = ["prompt_ids" in dataset[index] for index in range(len(dataset))]
-        if any(tokenized):
-            if not all(tokenized):
-                raise ValueError(f"{name} has prompt_ids in some rows only; row {tokenized.index(False) + 1} has none")
-            dataset = [{**row, "prompt_ids": list(row["prompt_ids"])[-max_prompt_length:]} for row in dataset]
-            empty = next((index for index, row in enumerate(dataset) if not row["prompt_ids"]), None)
-            if empty is not None:
-                raise ValueError(f"{name}, row {empty + 1}: prompt_ids is empty; it must have at least one token")
-    is_ready = isinstance(dataset, PromptDataset) or (
-        isinstance(dataset, list) and dataset and "prompt_ids" in dataset[0]
-    )
-    rows = dataset if is_ready else PromptDataset(dataset, tokenizer, max_prompt_length=max_prompt_length)
-    if not len(rows):
+    rows = None if isinstance(dataset, PromptDataset) else _tokenized_rows(dataset, name)
+    if rows is not None:
+        rows = [{**row, "prompt_ids": _cut(row["prompt_ids"], max_prompt_length)} for row in rows]
+    elif isinstance(dataset, PromptDataset):
+        rows = list(dataset)
+    else:
+        rows = list(PromptDataset(dataset, tokenizer, max_prompt_length=max_prompt_length))
+    if not rows:
         raise ValueError(f"{name} is empty; it must have at least one prompt")
+    for number, row in enumerate(rows, 1):
+        _check_ids(row["prompt_ids"], vocab_size, f"{name}, row {number}")
+    columns = {column: None for row in rows for column in row}
+    return [row if len(row) == len(columns) else {**columns, **row} for row in rows]
+
+
+def _tokenized_rows(dataset: Any, name: str) -> list[Mapping[str, Any]] | None:
+    """The rows of a map-style data set where they have `prompt_ids`, None where they do not."""
+    if isinstance(dataset, str) or not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+        return None
+    rows = [dataset[index] for index in range(len(dataset))]
+    tokenized = [isinstance(row, Mapping) and row.get("prompt_ids") is not None for row in rows]
+    if not any(tokenized):
+        return None
+    if not all(tokenized):
+        raise ValueError(
+            f"{name} has prompt_ids in some rows only; row {tokenized.index(False) + 1} has none: it must have them in "
+            "all rows, or in none"
+        )
     return rows
+
+
+def _cut(ids: Any, length: int) -> list[int]:
+    return [int(token) for token in ids][-length:]
+
+
+def _check_ids(ids: Sequence[int], vocab_size: int | None, row: str) -> None:
+    if not ids:
+        raise ValueError(f"{row}: prompt_ids is empty; it must have at least one token")
+    for bad in (min(ids), max(ids)):
+        if bad < 0 or (vocab_size is not None and bad >= vocab_size):
+            bound = "at least 0" if vocab_size is None else f"in [0, {vocab_size}), the vocabulary of all models"
+            raise ValueError(f"{row}: prompt_ids has {bad}; it must be {bound}")
 
 
 class RolloutSampler(Sampler[int]):

@@ -20,6 +20,12 @@ from fgrl.models.packing import check_packing
 from fgrl.models.reward import TokenRewardModel
 from fgrl.models.scalar import token_scalars
 from fgrl.ops import edit_preference_loss
+from fgrl.trainer.model_checks import (
+    adapter_layers,
+    check_peft_model,
+    check_trainable,
+    warn_of_half_precision,
+)
 from fgrl.trainer.reward_batch import Side, count_pairs, last_token, split_sides
 from fgrl.trainer.reward_config import TokenRewardConfig
 from fgrl.trainer.reward_data import encode_dataset
@@ -85,9 +91,17 @@ class TokenRewardTrainer(Trainer):
         args = args if args is not None else TokenRewardConfig("token-reward-model")
         if isinstance(model, (str, os.PathLike)):
             options = dict(args.model_init_kwargs or {})
+            if args.dtype is not None:
+                if "dtype" in options:
+                    raise ValueError(
+                        f"dtype is {args.dtype!r} and model_init_kwargs has one; it must be in one of them"
+                    )
+                options["dtype"] = args.dtype
             if processing_class is None:
                 processing_class = load_tokenizer(model, gguf_file=options.get("gguf_file"))
             model = TokenRewardModel.from_pretrained(model, attn_implementation=args.attn_implementation, **options)
+        elif args.dtype is not None:
+            raise ValueError(f"dtype is {args.dtype!r} and model is in memory; it must be None, or model a name")
         elif not isinstance(model, TokenRewardModel):
             model = TokenRewardModel(model)
         inner = model.model
@@ -95,7 +109,14 @@ class TokenRewardTrainer(Trainer):
             check_vocabulary(processing_class, inner)
         self._max_length = min(args.max_length, context_length(inner.config) or args.max_length)
         if peft_config is not None:
+            if adapter_layers(inner):
+                raise ValueError("model has adapters and peft_config is given; it must be one or the other")
             inner = with_adapters(inner, peft_config)
+        check_peft_model(inner, "model")
+        if train_dataset is not None:
+            check_trainable(inner, "model")
+            if args.dtype is None and "dtype" not in (args.model_init_kwargs or {}):
+                warn_of_half_precision(inner, "model")
         if data_collator is None:
             pad = 0 if processing_class is None else pad_token_id(processing_class)
             data_collator = PairCollator(pad, packed=args.packed, pad_to_multiple_of=args.pad_to_multiple_of)
@@ -154,10 +175,17 @@ class TokenRewardTrainer(Trainer):
             inputs["position_ids"] if packed else None,
         )
         chosen, rejected = split_sides(rewards, inputs)
+        loss, margins = self._loss(chosen, rejected)
+        if num_items_in_batch is not None:  # gradients are averaged over processes: their number makes it a sum
+            loss = loss * (len(margins) * self.accelerator.num_processes / num_items_in_batch)
+        return (loss, (margins, chosen, rejected)) if return_outputs else loss
+
+    def _loss(self, chosen: Side, rejected: Side) -> tuple[Tensor, Tensor]:
+        """Mean loss and margins `[B]` of pairs."""
         edits, masks = (chosen.edits, rejected.edits), (chosen.mask, rejected.mask)
         if self.args.reward_level == "sequence":
             edits = masks = last_token(chosen.mask), last_token(rejected.mask)
-        loss, margins = edit_preference_loss(
+        return edit_preference_loss(
             chosen.rewards,
             rejected.rewards,
             *edits,
@@ -167,9 +195,6 @@ class TokenRewardTrainer(Trainer):
             unchanged_weight=self.args.unchanged_weight,
             margin=self.args.margin,
         )
-        if num_items_in_batch is not None:  # gradients are averaged over processes: their number makes it a sum
-            loss = loss * (len(margins) * self.accelerator.num_processes / num_items_in_batch)
-        return (loss, (margins, chosen, rejected)) if return_outputs else loss
 
     def prediction_step(
         self,
@@ -183,9 +208,12 @@ class TokenRewardTrainer(Trainer):
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             loss, (margins, chosen, rejected) = self.compute_loss(model, inputs, return_outputs=True)
+        # One pair at a time: in the last batch of several processes some only fill it up, and do not count.
+        pairs = ([_row(side, row) for side in (chosen, rejected)] for row in range(len(margins)))
+        losses = torch.stack([self._loss(*pair)[0] for pair in pairs])
         has_edits = (chosen.edits & chosen.mask).any(1) | (rejected.edits & rejected.mask).any(1)
         has_errors = inputs["has_errors"][len(margins) :]
-        self._add_to_metrics(margins, has_edits, has_errors, rejected)
+        self._add_to_metrics(margins, losses, has_edits, has_errors, rejected)
         if prediction_loss_only:
             return loss.detach(), None, None
         return loss.detach(), (chosen.rewards, rejected.rewards), (_codes(chosen), _codes(rejected))
@@ -204,23 +232,30 @@ class TokenRewardTrainer(Trainer):
         if self.args.should_save:
             Path(output_dir or self.args.output_dir, TRAINING_ARGS_NAME).unlink(missing_ok=True)
 
-    def _add_to_metrics(self, margins: Tensor, has_edits: Tensor, has_errors: Tensor, rejected: Side) -> None:
+    def _add_to_metrics(
+        self, margins: Tensor, losses: Tensor, has_edits: Tensor, has_errors: Tensor, rejected: Side
+    ) -> None:
         """Gather a batch over all processes, without the pairs that only fill up the last one."""
         accelerator = self.accelerator
-        rows = torch.stack([margins.float(), has_edits.float(), has_errors.float()], dim=1)  # [B, 3]
+        rows = torch.stack([margins, losses, has_edits, has_errors], dim=1).float()  # [B, 4]
         tokens = accelerator.pad_across_processes(torch.stack([rejected.rewards, _codes(rejected).float()], 2), dim=1)
         rows, tokens = accelerator.gather_for_metrics((rows, tokens))
         codes = tokens[..., 1].to(torch.uint8)
         self._metrics.update(
             margins=rows[:, 0],
-            has_edits=rows[:, 1].bool(),
+            losses=rows[:, 1],
+            has_edits=rows[:, 2].bool(),
             rewards=tokens[..., 0],
             mask=codes & 1 != 0,
             edits=codes & 2 != 0,
             errors=codes & 4 != 0,
-            has_errors=rows[:, 2].bool(),
+            has_errors=rows[:, 3].bool(),
         )
 
 
 def _codes(side: Side) -> Tensor:
     return side.mask.to(torch.uint8) + 2 * side.edits + 4 * side.errors
+
+
+def _row(side: Side, row: int) -> Side:
+    return Side(*(field[row : row + 1] for field in side))

@@ -7,6 +7,8 @@ from typing import Any, ClassVar, Literal
 
 from transformers import TrainingArguments
 
+from fgrl.trainer.options import Refusals, check_dtype, check_options
+
 
 @dataclass
 class TokenRewardConfig(TrainingArguments):
@@ -29,6 +31,8 @@ class TokenRewardConfig(TrainingArguments):
         shuffle_buffer: rows among which a streamed file is shuffled.
         on_error: "raise" at a bad row, or "skip" it and count it.
         attn_implementation: how a model given by name is loaded; see `fgrl.models.resolve_attention`.
+        dtype: of the weights, where the model is given by name: "float32" (default, since half precision is too coarse
+            for most updates), "bfloat16", "float16", or "auto", that of the checkpoint.
         model_init_kwargs: more options for `TokenRewardModel.from_pretrained`, where the model is given by name.
     """
 
@@ -51,6 +55,7 @@ class TokenRewardConfig(TrainingArguments):
     shuffle_buffer: int = field(default=4096, metadata={"help": "Rows among which a streamed file is shuffled."})
     on_error: Literal["raise", "skip"] = field(default="raise", metadata={"help": '"raise" or "skip" at a bad row.'})
     attn_implementation: str | None = field(default="auto", metadata={"help": '"auto" or a name of transformers.'})
+    dtype: str | None = field(default=None, metadata={"help": 'Of the weights: "float32" (default), "auto", ...'})
     model_init_kwargs: dict[str, Any] | None = field(default=None, metadata={"help": "JSON, for from_pretrained."})
 
     _VALID_DICT_FIELDS: ClassVar[list[str]] = [*TrainingArguments._VALID_DICT_FIELDS, "model_init_kwargs"]
@@ -60,14 +65,22 @@ class TokenRewardConfig(TrainingArguments):
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(allowed)}")
+        check_dtype("dtype", self.dtype)
         if self.streaming and self.max_steps <= 0:
             raise ValueError(f"max_steps is {self.max_steps}; it must be positive with streaming, which has no length")
         if self.accelerator_config.dispatch_batches is None:
             self.accelerator_config.dispatch_batches = False  # dispatching would cut batches between the two sides
+        check_options(self, _REFUSED, _REFUSED_ACCELERATE if self.world_size > 1 else {})
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns is True; it must be False: pairs are not inputs of the model")
 
 
+_REFUSED: Refusals = {
+    "train_sampling_strategy": (("random", "sequential"), "pairs are not grouped by length"),
+}
+_REFUSED_ACCELERATE: Refusals = {
+    "even_batches": ((True,), "processes with different numbers of batches would wait for each other for ever"),
+}
 _CHOICES = {
     "reward_level": ("token", "sequence"),
     "reduction": ("sum", "mean"),

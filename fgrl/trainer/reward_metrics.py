@@ -84,6 +84,7 @@ class RewardMetrics:
     """What `TokenRewardTrainer` reports at each evaluation.
 
     - `pair_accuracy`: share of pairs whose margin is above 0, a margin of exactly 0 counted half.
+    - `loss`: mean loss of all pairs, where losses are given.
     - `margin`: mean margin, chosen minus rejected score.
     - `edit_auc`: on the original (rejected) side, probability that an edited token has a lower reward than a kept one.
     - `span_auc`: the same against the error spans that a human marked; only where rows have spans.
@@ -96,6 +97,7 @@ class RewardMetrics:
         self._without_edits = 0
         self._correct = 0.0
         self._margin = 0.0
+        self._loss: float | None = None
         self._edit_auc = RankAUC(auc_capacity)
         self._span_auc = RankAUC(auc_capacity)
 
@@ -108,6 +110,7 @@ class RewardMetrics:
         edits: Tensor,
         errors: Tensor,
         has_errors: Tensor,
+        losses: Tensor | None = None,
     ) -> None:
         """Add a batch.
 
@@ -119,9 +122,12 @@ class RewardMetrics:
             edits: `[B, T]` bool, its edited tokens.
             errors: `[B, T]` bool, its tokens in a human error span.
             has_errors: `[B]` bool, whether a human marked spans in the row at all.
+            losses: `[B]`, losses of the pairs; None where there are none.
         """
         margins, has_edits = margins.double().cpu(), has_edits.cpu()
         self._pairs += len(margins)
+        if losses is not None:
+            self._loss = (self._loss or 0.0) + float(losses.double().sum())
         self._without_edits += int((~has_edits).sum())
         margins = margins[has_edits]
         self._correct += float((margins > 0).sum()) + 0.5 * float((margins == 0).sum())
@@ -135,6 +141,8 @@ class RewardMetrics:
         """The metrics by name; one that nothing was seen for is left out."""
         metrics: dict[str, float] = {"pairs": self._pairs, "pairs_without_edits": self._without_edits}
         edited = self._pairs - self._without_edits
+        if self._loss is not None and self._pairs:
+            metrics["loss"] = self._loss / self._pairs
         if edited:
             metrics["pair_accuracy"] = self._correct / edited
             metrics["margin"] = self._margin / edited

@@ -92,7 +92,7 @@ class RewardSource:
 
     def _run_function(self, function: RewardFunction, completions: Completions, context: ScoringContext) -> Scores:
         rows, completion_ids = context.rows, completions.as_lists()
-        columns = {name: [row.get(name) for row in rows] for name in rows[0] if name not in _TAKEN}
+        columns = {name: [row.get(name) for row in rows] for name in rows[0] if name not in _TAKEN}  # in all rows
         rewards = function(
             prompts=[row.get("prompt") for row in rows],
             completions=[_in_form_of(row.get("prompt"), text) for row, text in zip(rows, context.texts, strict=True)],
@@ -123,7 +123,7 @@ class RewardSource:
         bad = ~torch.where(mask, scores.token, 0.0).isfinite().all(1) | ~scores.sequence.isfinite()
         if bool(bad.any()):
             row = int(bad.nonzero()[0])
-            raise ValueError(f"{self.name} gave completion {row} of the rollout a reward that is NaN or infinite")
+            raise ValueError(f"{self.name} gave completion {row} a reward that is NaN or infinite; it must be finite")
 
 
 def reward_sources(reward_model: Any, weights: Sequence[float] | None) -> list[RewardSource]:
@@ -134,7 +134,9 @@ def reward_sources(reward_model: Any, weights: Sequence[float] | None) -> list[R
     """
     sources = list(reward_model) if isinstance(reward_model, list | tuple) else [reward_model]
     if not sources or sources[0] is None:
-        raise ValueError("reward_model is missing; it must be a token reward model, a function, or a list of these")
+        raise ValueError(
+            f"reward_model is {reward_model!r}; it must be a token reward model, a function, or a list of these"
+        )
     factors = [1.0] * len(sources) if weights is None else list(weights)
     if len(factors) != len(sources):
         raise ValueError(f"reward_weights has {len(factors)} entries; it must have {len(sources)}, one a reward source")
@@ -158,8 +160,8 @@ def check_same_vocabulary(policy_tokenizer: Any, reward_tokenizer: Any) -> None:
         return
     token = min((token for token in {**ours, **theirs} if ours.get(token) != theirs.get(token)), key=str)
     raise ValueError(
-        f"the reward model's tokenizer has another vocabulary than the policy's: token {token!r} is "
-        f"{_id_of(token, theirs)} there and {_id_of(token, ours)} here; token rewards need the same ids"
+        f"the vocabulary of the reward model's tokenizer is not the policy's: token {token!r} is "
+        f"{_id_of(token, theirs)} there and {_id_of(token, ours)} here; it must be the same in both"
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fgrl.data import pad_token_id
+from fgrl.models.fit import vocabulary_rows
 from fgrl.ops import token_advantages
 from fgrl.trainer.actor_critic import ActorCritic
 from fgrl.trainer.ppo_config import FineGrainedPPOConfig
@@ -30,6 +30,7 @@ class RolloutMaker:
     sources: list[RewardSource]
     reference: nn.Module | None
     accelerator: Any
+    vocab_size: int | None = None  # ids from here on are unknown to some model, and never sampled
 
     @torch.no_grad()
     def make(
@@ -49,7 +50,7 @@ class RolloutMaker:
             completions = self._sample(actor_critic.policy, rows)
             by_source = self._score(completions, rows, state)
             logprobs = self._logprobs(actor_critic.policy, completions)
-            ref_logprobs = self._ref_logprobs(actor_critic.policy, completions)
+            ref_logprobs = self._ref_logprobs(completions)
             values, last_values = self._values(actor_critic, completions)
         actor_critic.train(was_training)
 
@@ -101,6 +102,11 @@ class RolloutMaker:
 
     def _sample(self, policy: nn.Module, rows: Sequence[dict[str, Any]]) -> Completions:
         args = self.args
+        options = dict(args.generation_kwargs or {})  # type: ignore[arg-type]
+        rows_of_policy = vocabulary_rows(policy)
+        if self.vocab_size is not None and rows_of_policy is not None and self.vocab_size < rows_of_policy:
+            padding = range(self.vocab_size, rows_of_policy)
+            options["suppress_tokens"] = sorted({*(options.get("suppress_tokens") or ()), *padding})
         return sample(
             policy,
             [row["prompt_ids"] for row in rows],
@@ -111,7 +117,7 @@ class RolloutMaker:
             temperature=args.temperature,
             top_k=args.top_k,
             top_p=args.top_p,
-            **(args.generation_kwargs or {}),  # type: ignore[arg-type]
+            **options,
         )
 
     def _score(self, completions: Completions, rows: Sequence[dict[str, Any]], state: Any) -> dict[str, Scores]:
@@ -134,14 +140,8 @@ class RolloutMaker:
         parts = completions.parts(self.args.rollout_forward_batch_size)
         return torch.cat([completion_logprobs(model, part, self.args.temperature) for part in parts])
 
-    def _ref_logprobs(self, policy: Any, completions: Completions) -> Tensor | None:
-        if not (self.args.kl_coef or self.args.loss_kl_coef):
-            return None
-        if self.reference is not None:
-            return self._logprobs(self.reference, completions)
-        without_adapters = policy.disable_adapter() if hasattr(policy, "disable_adapter") else nullcontext()
-        with without_adapters:
-            return self._logprobs(policy, completions)
+    def _ref_logprobs(self, completions: Completions) -> Tensor | None:
+        return None if self.reference is None else self._logprobs(self.reference, completions)
 
     def _values(self, actor_critic: ActorCritic, completions: Completions) -> tuple[Tensor, Tensor]:
         """V before each token of the completions `[B, T]`, and V after the last one `[B]`."""

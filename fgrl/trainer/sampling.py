@@ -94,7 +94,7 @@ def sample(
         ValueError: a prompt without a token.
     """
     if not all(len(prompt) for prompt in prompt_ids):
-        raise ValueError("a prompt is empty; each needs at least one token (a BOS token will do)")
+        raise ValueError("a prompt is empty; it must have at least one token (a BOS token will do)")
     device = next(model.parameters()).device
     longest = max(len(prompt) for prompt in prompt_ids)
     padded = [[pad_token_id] * (longest - len(prompt)) + list(prompt) for prompt in prompt_ids]

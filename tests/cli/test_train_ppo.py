@@ -135,4 +135,4 @@ def test_a_reward_model_of_another_vocabulary_fails(
     TokenRewardModel.from_backbone(tiny_causal_lm).save_pretrained(reward)
     other.save_pretrained(reward)
     assert main(command(prompts, tiny_checkpoint, tmp_path / "out", "--reward-model", str(reward))) == 2
-    assert "another vocabulary" in capsys.readouterr().err
+    assert "is not the policy's" in capsys.readouterr().err

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +62,7 @@ def results(inputs: dict[str, Tensor], words: slice, group: Any) -> dict[str, Te
 
 def run(rank: int, store: str, folder: str, backend: str, dtype: torch.dtype) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2, timeout=timedelta(seconds=60))
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
     words = slice(sum(SHARDS[:rank]), sum(SHARDS[: rank + 1]))
     inputs = draw(dtype)
     with fgrl.use_backend(backend):

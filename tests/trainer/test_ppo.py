@@ -263,7 +263,7 @@ def bad_shape(completions: list[str], **columns: Any) -> list[list[float]]:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"reward_model": None}, "reward_model is missing"),
+        ({"reward_model": None}, "reward_model is None"),
         ({"reward_model": 3}, "reward_model is a int"),
         ({"processing_class": None}, "processing_class is None"),
         ({"train_dataset": None}, "train_dataset is None"),

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from processes import run_script
 
 pytest.importorskip("transformers")
 
@@ -60,19 +57,7 @@ leave_process_group()
 def run(checkpoint: Path, output: Path, processes: int) -> tuple[torch.Tensor, dict[str, float]]:
     from transformers import AutoModelForCausalLM
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes)}
-    workers = []
-    for rank in range(processes):
-        place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(processes)}
-        environment = {**os.environ, **(shared | place if processes > 1 else {})}
-        command = [sys.executable, "-c", WORKER, str(checkpoint), str(output), str(6 // processes)]
-        workers.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
-    for worker in workers:
-        _, errors = worker.communicate(timeout=300)
-        assert worker.returncode == 0, errors[-2000:]
+    run_script(WORKER, checkpoint, output, 6 // processes, processes=processes)
     policy = AutoModelForCausalLM.from_pretrained(output)
     weights = torch.cat([parameter.detach().flatten() for parameter in policy.parameters()])
     return weights, torch.load(output / "history.pt", weights_only=True)[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -153,12 +154,63 @@ def test_the_policy_by_name_is_loaded_in_float32_with_its_tokenizer(
     assert trainer.processing_class.get_vocab() == tiny_tokenizer.get_vocab()
 
 
-def test_half_precision_weights_warn(make_trainer: Any, tiny_causal_lm: Any) -> None:
-    with pytest.warns(UserWarning, match="weights are torch.bfloat16"):
-        make_trainer(model=copy.deepcopy(tiny_causal_lm).to(torch.bfloat16))
+@pytest.mark.parametrize("which", ["model", "value_model"])
+def test_half_precision_weights_that_are_trained_warn(make_trainer: Any, tiny_causal_lm: Any, which: str) -> None:
+    model = copy.deepcopy(tiny_causal_lm).to(torch.bfloat16)
+    if which == "value_model":
+        model = ValueModel.from_backbone(model, dtype="auto")
+    with pytest.warns(UserWarning, match=f"{which} has weights to train in torch.bfloat16"):
+        make_trainer(**{which: model})
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         make_trainer()
+        make_trainer(ref_model=copy.deepcopy(tiny_causal_lm).to(torch.bfloat16))
+
+
+@pytest.fixture
+def half_folder(tiny_causal_lm: Any, tiny_tokenizer: Any, tmp_path: Path) -> str:
+    """A checkpoint in bfloat16."""
+    copy.deepcopy(tiny_causal_lm).to(torch.bfloat16).save_pretrained(tmp_path / "half")
+    tiny_tokenizer.save_pretrained(tmp_path / "half")
+    return str(tmp_path / "half")
+
+
+def dtypes(trainer: Any) -> list[torch.dtype]:
+    models = (trainer.policy, trainer.value_model, trainer._maker.reference, trainer._maker.sources[0].source)
+    return [next(model.parameters()).dtype for model in models if isinstance(model, torch.nn.Module)]
+
+
+def test_models_by_name_are_trained_in_float32_and_scored_in_the_dtype_of_their_checkpoint(
+    make_trainer: Any, half_folder: str
+) -> None:
+    names = dict.fromkeys(("model", "value_model", "ref_model", "reward_model"), half_folder)
+    trainer = make_trainer(**names, processing_class=None)
+    assert dtypes(trainer) == [torch.float32, torch.float32, torch.bfloat16, torch.bfloat16]
+    assert not any(parameter.requires_grad for parameter in trainer._maker.reference.parameters())
+    trainer.train()
+    options = {"dtype": "auto", "value_dtype": "float64", "ref_dtype": "float32", "reward_dtype": "float16"}
+    assert dtypes(make_trainer(options, **names)) == [torch.bfloat16, torch.float64, torch.float32, torch.float16]
+
+
+def test_models_made_from_the_policy_have_the_dtype_asked_for(make_trainer: Any) -> None:
+    trainer = make_trainer({"value_dtype": "bfloat16", "ref_dtype": "bfloat16"})
+    assert dtypes(trainer) == [torch.float32, torch.bfloat16, torch.bfloat16]
+    for option, which in (("dtype", "model"), ("value_dtype", "value_model"), ("ref_dtype", "ref_model")):
+        given = {} if which == "model" else {which: ValueModel.from_backbone(trainer.policy)}
+        with pytest.raises(ValueError, match=f"^{option} is 'float32' and {which} is in memory"):
+            make_trainer({option: "float32"}, **given)
+
+
+def test_weights_in_half_precision_hardly_move(make_trainer: Any, half_folder: str) -> None:
+    """Both runs start from the same numbers; at a learning rate of 1e-5, most updates are below half a bf16 step."""
+    shares = []
+    for dtype in (None, "bfloat16"):
+        trainer = make_trainer({"dtype": dtype, "learning_rate": 1e-5, "max_steps": 4}, model=half_folder)
+        before = weights_of(trainer.policy.model.layers).float()
+        trainer.train()
+        shares.append(float((weights_of(trainer.policy.model.layers) != before).float().mean()))
+    assert shares[0] > 0.9
+    assert shares[1] < 0.5
 
 
 def test_bf16_autocast_keeps_logprobs_values_and_losses_in_fp32(make_trainer: Any, rollout_of: Any) -> None:
@@ -253,26 +305,80 @@ def test_prompts_are_cut_to_what_the_context_leaves(make_trainer: Any) -> None:
         make_trainer({"max_completion_length": 256})
 
 
+@pytest.mark.parametrize("which", ["ref_model", "reward_model", "value_model"])
+def test_a_scorer_with_a_short_context_is_refused_where_a_sequence_is_longer(
+    make_trainer: Any, tiny_tokenizer: Any, which: str
+) -> None:
+    """Learned positions end in an IndexError; 16 tokens are enough for the six prompts and six tokens more."""
+    config = transformers.GPT2Config(vocab_size=400, n_embd=16, n_layer=1, n_head=1, n_positions=16)
+    model = transformers.GPT2LMHeadModel(config)
+    wrap = {"reward_model": TokenRewardModel.from_backbone, "value_model": ValueModel.from_backbone}
+    model = wrap.get(which, lambda own: own)(model)
+    trainer = make_trainer({"max_steps": 1}, **{which: model})
+    trainer.train()
+    long = [{"prompt": "who is it on the mat and under the tree and "}]
+    sentence = f"{which} has a context of 16 tokens; it must be at least "
+    with pytest.raises(ValueError, match=sentence):
+        make_trainer(**{which: model}, train_dataset=long)
+    with pytest.raises(ValueError, match=sentence):
+        make_trainer(**{which: model}, eval_dataset=long)
+    with pytest.raises(ValueError, match=sentence):
+        trainer.evaluate(long)
+    with pytest.raises(ValueError, match=sentence):
+        make_trainer({"max_completion_length": 14}, **{which: model})
+
+
+@pytest.mark.parametrize("which", ["ref_model", "reward_model", "value_model"])
+def test_padded_vocabularies_are_the_same_and_their_padding_is_not_sampled(
+    make_trainer: Any, rollout_of: Any, tiny_causal_lm: Any, tiny_tokenizer: Any, which: str
+) -> None:
+    tokens = len(tiny_tokenizer)
+    policy = copy.deepcopy(tiny_causal_lm)
+    policy.resize_token_embeddings(tokens + 256, mean_resizing=False)
+    with torch.no_grad():
+        policy.lm_head.weight[tokens:] = policy.lm_head.weight[:256]
+    wrap = {"reward_model": TokenRewardModel.from_backbone, "value_model": ValueModel.from_backbone}
+    scorer = wrap.get(which, lambda own: own)(small(tiny_causal_lm, tokens + 8))
+    trainer = make_trainer({"generation_kwargs": {"suppress_tokens": [5]}}, model=policy, **{which: scorer})
+    for _ in range(4):
+        rollout, _ = rollout_of(trainer)
+        assert int(rollout.input_ids.max()) < tokens + 8
+    with pytest.raises(ValueError, match=rf"prompt_ids has {tokens + 8}; it must be in \[0, {tokens + 8}\)"):
+        make_trainer(model=policy, train_dataset=[{"prompt_ids": [tokens + 8]}], **{which: scorer})
+
+
 def small(model: Any, rows: int) -> Any:
     model = copy.deepcopy(model)
     model.resize_token_embeddings(rows)
     return model
 
 
-@pytest.mark.parametrize("which", ["model", "reward_model", "value_model"])
+@pytest.mark.parametrize("which", ["model", "ref_model", "reward_model", "value_model"])
 def test_a_vocabulary_smaller_than_the_tokenizers_is_refused(
     make_trainer: Any, tiny_causal_lm: Any, which: str
 ) -> None:
     model = small(tiny_causal_lm, 100)
     wrap = {"reward_model": TokenRewardModel.from_backbone, "value_model": ValueModel.from_backbone}
-    with pytest.raises(ValueError, match=r"does not fit processing_class: .* the 100 of the model"):
+    sentence = "the 100 of the model" if which == "model" else f"{which} has 100 vocabulary rows; it must have at least"
+    with pytest.raises(ValueError, match=sentence):
         make_trainer(**{which: wrap.get(which, lambda own: own)(model)})
 
 
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"neftune_noise_alpha": 5.0}, "neftune_noise_alpha"),
+        ({"neftune_noise_alpha": 5.0}, "neftune_noise_alpha is 5.0; it must be None: "),
+        ({"use_liger_kernel": True}, "use_liger_kernel is True; it must be False: "),
+        ({"bf16_full_eval": True}, "bf16_full_eval is True"),
+        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor is 0.1"),
+        ({"train_sampling_strategy": "group_by_length"}, "train_sampling_strategy is 'group_by_length'"),
+        ({"dataloader_in_order": False}, "dataloader_in_order is False"),
+        ({"accelerator_config": {"dispatch_batches": True}}, "accelerator_config.dispatch_batches is True"),
+        ({"accelerator_config": {"split_batches": True}}, "accelerator_config.split_batches is True"),
+        (
+            {"accelerator_config": {"gradient_accumulation_kwargs": {"num_steps": 4}}},
+            "num_steps=4; it must be left out: set gradient_accumulation_steps",
+        ),
         ({"auto_find_batch_size": True}, "auto_find_batch_size"),
         ({"generation_kwargs": {"temperature": 0.5}}, "generation_kwargs has 'temperature'"),
         ({"generation_kwargs": {"stop_strings": ["x"]}}, "generation_kwargs has 'stop_strings'"),
@@ -290,6 +396,18 @@ def test_a_vocabulary_smaller_than_the_tokenizers_is_refused(
 def test_options_that_cannot_work_are_refused_at_once(make_trainer: Any, config: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_trainer(config)
+
+
+def test_prompts_come_in_their_own_order_where_that_is_asked_for(make_trainer: Any) -> None:
+    seen: list[str] = []
+
+    def reward(prompts: list[str], **columns: Any) -> list[float]:
+        seen.extend(prompts)
+        return [1.0] * len(prompts)
+
+    trainer = make_trainer({"train_sampling_strategy": "sequential"}, reward_model=reward)
+    trainer.train()
+    assert seen[:3] == [row["prompt"] for row in trainer.train_dataset[:3]]
 
 
 def test_models_of_the_wrong_kind_are_refused(make_trainer: Any, tiny_causal_lm: Any, prompts: Any) -> None:
@@ -312,17 +430,8 @@ def test_models_of_the_wrong_kind_are_refused(make_trainer: Any, tiny_causal_lm:
     optimizer = torch.optim.SGD(tiny_causal_lm.parameters())
     with pytest.raises(ValueError, match="an optimizer is given"):
         make_trainer({"value_learning_rate": 1.0}, optimizers=(optimizer, None))
-    with pytest.raises(ValueError, match="use evaluate"):
+    with pytest.raises(ValueError, match="it must be evaluate"):
         make_trainer().predict(prompts)
-
-
-def test_a_policy_with_adapters_is_its_own_reference(make_trainer: Any, rollout_of: Any, tiny_causal_lm: Any) -> None:
-    peft = pytest.importorskip("peft")
-    config = peft.LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
-    adapted = peft.get_peft_model(copy.deepcopy(tiny_causal_lm), config)
-    trainer = make_trainer(model=adapted, value_model=ValueModel.from_backbone(tiny_causal_lm))
-    assert trainer._maker.reference is None
-    assert abs(rollout_of(trainer)[1]["kl_per_sequence"]) > 1e-4
 
 
 def test_running_means_weigh_and_maxima_keep_the_largest() -> None:
@@ -345,5 +454,60 @@ def test_running_means_weigh_and_maxima_keep_the_largest() -> None:
 
 def test_defaults_need_no_arguments_but_a_folder(tmp_path: Path) -> None:
     assert FineGrainedPPOConfig(str(tmp_path), report_to="none").steps_per_rollout == 4
-    with pytest.raises(ValueError, match="reward_model is missing"):
+    with pytest.raises(ValueError, match="reward_model is None"):
         FineGrainedPPOTrainer("no-such-model", processing_class=object())  # type: ignore[arg-type]
+
+
+def column_rows() -> list[dict[str, Any]]:
+    """A column in the second half of the rows only, and one in a single row."""
+    rows: list[dict[str, Any]] = [{"prompt": f"who {index}"} for index in range(6)]
+    for row in rows[3:]:
+        row["answer"] = row["prompt"]
+    rows[4]["source"] = "a"
+    return rows
+
+
+def as_file(rows: list[dict[str, Any]], folder: Path) -> str:
+    path = folder / "prompts.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def as_ids(rows: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
+    return [{**row, "prompt_ids": [5, 6]} for row in rows]
+
+
+def as_arrow(rows: list[dict[str, Any]], folder: Path) -> Any:
+    return pytest.importorskip("datasets").Dataset.from_list([{"answer": None, "source": None, **row} for row in rows])
+
+
+@pytest.mark.parametrize(
+    "kind", [lambda rows, folder: rows, as_file, as_ids, as_arrow], ids=["rows", "file", "ids", "arrow"]
+)
+def test_functions_get_all_columns_of_the_data_set_in_every_call(make_trainer: Any, kind: Any, tmp_path: Path) -> None:
+    calls = []
+
+    def reward(
+        prompts: list[str], completions: Any, answer: list[Any], source: list[Any], **columns: Any
+    ) -> list[float]:
+        assert answer == [prompt if prompt[-1] in "345" else None for prompt in prompts]
+        assert source == ["a" if prompt[-1] == "4" else None for prompt in prompts]
+        calls.append(len(prompts))
+        return [1.0] * len(prompts)
+
+    rows = kind(column_rows(), tmp_path)
+    config = {"per_device_train_batch_size": 1, "num_ppo_epochs": 1, "max_steps": 6, "per_device_eval_batch_size": 2}
+    trainer = make_trainer(config, train_dataset=rows, eval_dataset=rows, reward_model=reward)
+    trainer.train()
+    trainer.evaluate()
+    trainer.evaluate(rows)
+    assert calls == [1] * 6 + [2] * 6
+
+
+@pytest.mark.parametrize("bad", [-1, 400, 10**6])
+def test_prompt_ids_outside_the_vocabulary_are_refused_when_the_trainer_is_built(make_trainer: Any, bad: int) -> None:
+    rows = [{"prompt_ids": [5, 6]}, {"prompt_ids": [5, bad]}]
+    with pytest.raises(ValueError, match=rf"dataset, row 2: prompt_ids has {bad}; it must be in \[0, \d+\)"):
+        make_trainer(train_dataset=rows)
+    with pytest.raises(ValueError, match="eval_dataset, row 2"):
+        make_trainer(eval_dataset=rows)

@@ -270,6 +270,13 @@ def test_responses_are_cut_to_what_the_model_takes(tiny_tokenizer: Any, tmp_path
         ({"reduction": "max"}, "reduction is 'max'; it must be one of sum, mean"),
         ({"streaming": True}, "max_steps is -1; it must be positive with streaming"),
         ({"remove_unused_columns": True}, "remove_unused_columns is True; it must be False"),
+        ({"dtype": "int8"}, "dtype is 'int8'; it must be"),
+        ({"bf16_full_eval": True}, "bf16_full_eval is True; it must be False"),
+        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor is 0.1; it must be 0.0"),
+        ({"train_sampling_strategy": "group_by_length"}, "train_sampling_strategy is 'group_by_length'; it must be"),
+        ({"accelerator_config": {"dispatch_batches": True}}, "accelerator_config.dispatch_batches is True; it must be"),
+        ({"accelerator_config": {"dispatch_batches": True, "split_batches": True}}, "dispatch_batches is True"),
+        ({"accelerator_config": {"gradient_accumulation_kwargs": {"num_steps": 4}}}, "has num_steps=4; it must be"),
     ],
 )
 def test_config_refuses(options: dict[str, Any], message: str, tmp_path: Path) -> None:

@@ -27,9 +27,10 @@ from torch import Tensor
 
 from fgrl.kernels._blocks import store_sums
 from fgrl.kernels._kl import kl_value
-from fgrl.kernels._launch import flags, flat, multiprocessors, on_device
+from fgrl.kernels._launch import FUSION, flags, flat, multiprocessors, on_device
 from fgrl.kernels._sequences import ALIGNMENT, among, lanes_of, piece, start_of, store
 
+_TOKENS_PER_THREAD = tl.constexpr(8)
 _BYTES_PER_WARP = 1024  # of one tensor in the type of the computation: eight fp32 tokens a thread
 _SEQUENCES_PER_MULTIPROCESSOR = 2
 
@@ -183,11 +184,6 @@ def _first(block):
     return tl.sum(tl.where(tl.arange(0, block.shape[0]) == 0, block, 0.0), 0)
 
 
-@triton.jit
-def _add(count, total, squares, more_count, more_total, more_squares):
-    return count + more_count, total + more_total, squares + more_squares
-
-
 @triton.jit(do_not_specialize=["size", "length", "batch"])
 def _token_advantages_fwd_kernel(
     outputs,
@@ -225,9 +221,12 @@ def _token_advantages_fwd_kernel(
     shaping = (reward_scale, reward_low, reward_high, kl_coef)
 
     lanes = tl.arange(0, BLOCK)
-    count = tl.full([], 0, tl.int32)
-    total = tl.full([], 0.0, tl.float64)
-    squares = tl.full([], 0.0, tl.float64)
+    # A thread adds up its own tokens, and threads put their sums together once, after the last block.
+    SUMS: tl.constexpr = BLOCK // _TOKENS_PER_THREAD
+    count = tl.zeros([SUMS], tl.int32)
+    total = tl.zeros([SUMS], tl.float64)
+    squares = tl.zeros([SUMS], tl.float64)
+    ahead = tl.full([BLOCK], ahead, DTYPE)  # the same in all lanes
     while start + BLOCK > begin:
         first, beyond = lanes_of(start, begin, end, BLOCK)
         rewards, values, kl, valid = _shaped_tokens(tokens, start, first, beyond, size, shaping, KL_KIND, DTYPE, BLOCK)
@@ -240,13 +239,15 @@ def _token_advantages_fwd_kernel(
         store(outputs.advantages_ptr, start, advantages, first, beyond)
         store(outputs.returns_ptr, start, advantages + values, first, beyond)
         if HAS_MOMENTS:
-            wide = advantages.to(tl.float64)
-            sums = tl.reduce((valid.to(tl.int32), wide, wide * wide), 0, _add)
-            count, total, squares = _add(count, total, squares, sums[0], sums[1], sums[2])
-        ahead += _first(gains)
+            wide = tl.reshape(advantages.to(tl.float64), [SUMS, _TOKENS_PER_THREAD])
+            count += tl.sum(tl.reshape(valid.to(tl.int32), [SUMS, _TOKENS_PER_THREAD]), 1)
+            total += tl.sum(wide, 1)
+            squares += tl.sum(wide * wide, 1)
+        if not IN_PIECES:
+            ahead += tl.gather(gains, tl.zeros_like(lanes), 0)
         start -= BLOCK
     if HAS_MOMENTS:
-        store_sums(partial_ptr, (count, total, squares))
+        store_sums(partial_ptr, (tl.sum(count, 0), tl.sum(total, 0), tl.sum(squares, 0)))
 
 
 @triton.jit(do_not_specialize=["size", "length", "batch"])
@@ -348,7 +349,7 @@ def launch(
         sequences = Sequences(*map(flat, sequences))
         numbers = (size, length, batch, gamma, lam, *shaping[:4])
         warps = max(1, block * outputs.advantages_ptr.element_size() // _BYTES_PER_WARP)
-        constants = {"KL_KIND": shaping.kl_estimator, "BLOCK": block, "num_warps": warps}
+        constants = {"KL_KIND": shaping.kl_estimator, "BLOCK": block, "num_warps": warps, **FUSION}
         aheads = None
         with on_device(values):
             if in_pieces:
@@ -364,6 +365,7 @@ def launch(
                     BLOCK=block,
                     PIECES=split.pieces_at_once,
                     num_warps=4,
+                    **FUSION,
                 )
             _token_advantages_fwd_kernel[(programs,)](
                 outputs, partial, tokens, sequences, aheads, *numbers, **constants

@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fgrl.kernels._blocks import load_block
-from fgrl.kernels._launch import flat, programs_for
+from fgrl.kernels._launch import FUSION, flat, programs_for
 from fgrl.kernels._sequences import sequence_at, start_of
 
 BLOCK = 1024  # tokens, unless a launcher is asked for another
@@ -98,6 +98,7 @@ class Aggregation:
             ROWS=triton.next_power_of_2(statistics),
             BLOCK=min(self._block, 256),
             num_warps=4,
+            **FUSION,
         )
         return loss, stats, scale
 
@@ -109,7 +110,7 @@ def _count_tokens(like: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None, 
     first = torch.empty(blocks, dtype=torch.int32, device=like.device)
     if blocks:
         _count_tokens_fwd_kernel[(blocks,)](
-            counts, first, mask, cu_seqlens, like.numel(), like.shape[-1], batch, BLOCK=block, num_warps=4
+            counts, first, mask, cu_seqlens, like.numel(), like.shape[-1], batch, BLOCK=block, num_warps=4, **FUSION
         )
     return Weights(counts, first, cu_seqlens)
 

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fgrl.kernels._launch import Case, flags, flat, on_device
+from fgrl.kernels._launch import FUSION, Case, flags, flat, on_device
 
 _BLOCK = 1024
 
@@ -71,7 +71,7 @@ def check_range(
         return
     with on_device(values):
         _check_range_kernel[(triton.cdiv(size, _BLOCK),)](
-            values, flags(mask), bound, low, high, size, BINARY=binary, MESSAGE=message, BLOCK=_BLOCK
+            values, flags(mask), bound, low, high, size, BINARY=binary, MESSAGE=message, BLOCK=_BLOCK, **FUSION
         )
 
 
@@ -79,7 +79,9 @@ def check_offsets(offsets: Tensor, length: int, message: str) -> None:
     """Reads the offsets twice, from the cache the second time."""
     offsets, size = flat(offsets), offsets.numel()
     with on_device(offsets):
-        _check_offsets_kernel[(triton.cdiv(size, _BLOCK),)](offsets, size, length, MESSAGE=message, BLOCK=_BLOCK)
+        _check_offsets_kernel[(triton.cdiv(size, _BLOCK),)](
+            offsets, size, length, MESSAGE=message, BLOCK=_BLOCK, **FUSION
+        )
 
 
 def aot_cases() -> Iterator[Case]:

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fgrl.kernels._launch import Case, flags, on_device
+from fgrl.kernels._launch import FUSION, Case, flags, on_device
 from fgrl.types import compute_dtype
 
 _BLOCK = 512
@@ -166,6 +166,7 @@ def edit_preference_loss(
                 GRAD_REJECTED=grad_rejected_rewards,
                 BLOCK=block,
                 num_warps=_WARPS,
+                **FUSION,
             )
     factor = 1 / max(pairs, 1)
     scale = torch.full((), factor, dtype=dtype, device=device)

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fgrl.kernels._launch import Case, flat, multiprocessors, on_device
+from fgrl.kernels._launch import FUSION, Case, flat, multiprocessors, on_device
 
 _BLOCK = 1024
 _WARPS = 4
@@ -181,6 +181,7 @@ def logit_statistics(
             HAS_SOFTCAP=softcap is not None,
             BLOCK=block,
             num_warps=_WARPS,
+            **FUSION,
         )
     return statistics
 
@@ -216,6 +217,7 @@ def logit_gradient(
             HAS_SOFTCAP=softcap is not None,
             BLOCK=block,
             num_warps=_WARPS,
+            **FUSION,
         )
 
 

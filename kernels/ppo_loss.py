@@ -14,7 +14,7 @@ from torch import Tensor
 from fgrl.kernels._aggregate import BLOCK, WARPS, Aggregation, greater, programs, token_weights
 from fgrl.kernels._blocks import load_block, store_block, store_sums
 from fgrl.kernels._kl import kl_value
-from fgrl.kernels._launch import Case, flags, flat, on_device
+from fgrl.kernels._launch import FUSION, Case, flags, flat, on_device
 from fgrl.types import compute_dtype
 
 _STATISTICS = 9
@@ -244,6 +244,7 @@ def ppo_loss(
             DTYPE=tl.float64 if dtype == torch.float64 else tl.float32,
             BLOCK=block,
             num_warps=WARPS,
+            **FUSION,
         )
         loss, stats, scale = aggregator.finish(partial, dtype, (1.0, kl_coef, -entropy_coef), has_greatest=True)
     return loss, stats, scale, logprobs_grad, entropy_grad

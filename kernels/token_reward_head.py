@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fgrl.kernels._launch import Case, multiprocessors, on_device
+from fgrl.kernels._launch import FUSION, Case, multiprocessors, on_device
 from fgrl.types import compute_dtype
 
 _TRITON_DTYPES = {
@@ -259,6 +259,7 @@ def token_reward_head(
             BLOCK_K=max(16, triton.next_power_of_2(heads)) if as_dot else triton.next_power_of_2(heads),
             BLOCK_D=min(block_d, max_columns),
             num_warps=_WARPS,
+            **FUSION,
         )
     return rewards, scores, rstd
 
@@ -331,6 +332,7 @@ def token_reward_head_backward(
             BLOCK_K=block_k,
             BLOCK_D=block_d,
             num_warps=_WARPS,
+            **FUSION,
         )
         if sums_hidden or needs_bias:
             _token_reward_head_weight_bwd_kernel[(triton.cdiv(width, _SUM_COLUMNS) if sums_hidden else 1,)](
@@ -346,6 +348,7 @@ def token_reward_head_backward(
                 BLOCK_P=_SUM_PARTS,
                 BLOCK_D=_SUM_COLUMNS,
                 num_warps=_WARPS,
+                **FUSION,
             )
     return found
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fgrl.kernels._aggregate import BLOCK, WARPS, Aggregation, programs, token_weights
 from fgrl.kernels._blocks import load_block, store_block, store_sums
-from fgrl.kernels._launch import Case, flags, flat, on_device
+from fgrl.kernels._launch import FUSION, Case, flags, flat, on_device
 from fgrl.types import compute_dtype
 
 _STATISTICS = 6
@@ -132,6 +132,7 @@ def value_loss(
             DTYPE=tl.float64 if dtype == torch.float64 else tl.float32,
             BLOCK=block,
             num_warps=WARPS,
+            **FUSION,
         )
         loss, stats, scale = aggregator.finish(partial, dtype, (1.0,), has_greatest=False)
     return loss, stats, scale, values_grad

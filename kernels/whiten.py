@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fgrl.kernels._blocks import load_block, store_block, store_sums
-from fgrl.kernels._launch import Case, flags, flat, on_device, programs_for
+from fgrl.kernels._launch import FUSION, Case, flags, flat, on_device, programs_for
 from fgrl.types import compute_dtype
 
 _BLOCK = 1024
@@ -95,6 +95,7 @@ def moments(advantages: Tensor, mask: Tensor | None, *, block: int = _BLOCK, max
             blocks,
             BLOCK=block,
             num_warps=_WARPS,
+            **FUSION,
         )
     return partial.sum(1)
 
@@ -127,6 +128,7 @@ def whiten_tokens(
                 VARIANCE_FLOOR=1e-8,
                 BLOCK=block,
                 num_warps=_WARPS,
+                **FUSION,
             )
     return whitened
 

@@ -53,6 +53,17 @@ def test_every_kernel_is_in_the_report() -> None:
     assert defined == compiled
 
 
+@pytest.mark.parametrize(("name", "index"), CASES)
+def test_fp_fusion_is_chosen_and_not_left_to_triton(name: str, index: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton 3.10 changes the default, and with it the accuracy and the speed of everything."""
+    launches: list[dict[str, object]] = []
+    monkeypatch.setattr(JITFunction, "run", lambda self, *args, **options: launches.append(options))
+    case = list(FILES[name].aot_cases())[index]
+    case.launcher(*case.arguments)
+    assert launches
+    assert all(options.get("enable_fp_fusion") is True for options in launches)
+
+
 def _with_cases(monkeypatch: pytest.MonkeyPatch, launcher: object) -> None:
     def aot_cases() -> Iterator[Case]:
         yield Case("case", launcher, ())  # type: ignore[arg-type]

@@ -98,6 +98,20 @@ def pytorch_fused(inputs: Inputs) -> Run:
     return run
 
 
+def liger(inputs: Inputs) -> Run:
+    """Its loss without reduction, which is -logp; on a GPU its Triton kernels, elsewhere its PyTorch form."""
+    module = peers.load("liger_kernel.ops.fused_linear_scaled_cross_entropy")
+    function = module.LigerFusedLinearScaledCrossEntropyFunction
+
+    def run(i: Inputs) -> Outputs:
+        def logprobs(hidden: Tensor, targets: Tensor) -> Tensor:
+            return -function.apply(hidden, i["weight"], targets).float()
+
+        return (peers.compacted(logprobs, i["hidden"], i["targets"], i["mask"]),)
+
+    return run
+
+
 def cut_cross_entropy(inputs: Inputs) -> Run:
     """Without its filter, which leaves out small gradients."""
     function = peers.on_gpu(inputs["hidden"], "cut_cross_entropy").linear_cross_entropy
@@ -130,6 +144,7 @@ OP = Op(
     peers={
         "TRL": trl,
         "verl": verl,
+        "Liger": liger,
         "F.linear_cross_entropy": pytorch_fused,
         "cut-cross-entropy": cut_cross_entropy,
     },

@@ -12,6 +12,8 @@ from benchmarks.ops._inputs import with_float_mask
 from benchmarks.registry import Floor, Inputs, Op, Outputs, Run, Shape
 from fgrl import reference
 
+WIDE = Shape(1, 8192, 4096, 131072, dtype=torch.bfloat16)  # a head of 8B models, all 8192 rows valid
+
 
 def make(shape: Shape, device: torch.device) -> Inputs:
     """One advantage a sequence, the only kind that Liger takes; ours does not know the difference."""
@@ -97,7 +99,7 @@ def composed(name: str) -> Any:
 
 OP = Op(
     name="linear_ppo_loss",
-    shapes=linear_logprobs.OP.shapes,
+    shapes={**linear_logprobs.OP.shapes, "gpu": (WIDE, *linear_logprobs.OP.shapes["gpu"])},
     make=make,
     call=call,
     floor=floor,

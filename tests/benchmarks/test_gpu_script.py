@@ -60,6 +60,25 @@ def test_no_stage_runs_past_nine_minutes(tmp_path: Path) -> None:
     assert not list((tmp_path / "out").glob("*.log"))
 
 
+@pytest.mark.parametrize("option", [[], ["--dry-run"]], ids=["on a GPU", "dry run"])
+def test_only_a_real_run_is_in_a_hurry(option: list[str], tmp_path: Path) -> None:
+    """What `timeout` is asked for: on a GPU at most what is left of nine minutes, in a dry run hours."""
+    fake = tmp_path / "bin" / "timeout"
+    fake.parent.mkdir()
+    fake.write_text(f'#!/bin/sh\necho "$5 $*" >>"{tmp_path}/limits"\n')
+    fake.chmod(0o755)
+    environment = {**os.environ, "PYTHON": sys.executable, "PATH": f"{fake.parent}:{os.environ['PATH']}"}
+    command = ["bash", str(SCRIPT), str(tmp_path / "out"), *option]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    limits = [int(line.split()[0]) for line in (tmp_path / "limits").read_text().splitlines()]
+    assert len(limits) >= 4
+    if option:
+        assert min(limits) >= 1000
+    else:
+        assert max(limits) <= 530
+
+
 def test_usage(tmp_path: Path) -> None:
     assert run().returncode == 2
     assert run(str(tmp_path), "--no-such-option").returncode == 2

@@ -193,6 +193,7 @@ _REFUSED: Refusals = {
     "fsdp": ((None,), "PPO does not support FSDP"),
     "neftune_noise_alpha": ((None,), "PPO does not support NEFTune"),
     "auto_find_batch_size": ((False,), "a rollout has a fixed number of prompts"),
+    "torch_compile": ((False,), "policy and value model in one compiled graph have never been tested"),
     "use_liger_kernel": ((False,), "its kernels of the loss would not be used: the logits are not computed at all"),
     "train_sampling_strategy": (("random", "sequential"), "prompts are not grouped by length"),
     "dataloader_in_order": ((True,), "the batches of a rollout come one after the other"),

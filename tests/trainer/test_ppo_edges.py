@@ -370,6 +370,7 @@ def test_a_vocabulary_smaller_than_the_tokenizers_is_refused(
         ({"neftune_noise_alpha": 5.0}, "neftune_noise_alpha is 5.0; it must be None: "),
         ({"use_liger_kernel": True}, "use_liger_kernel is True; it must be False: "),
         ({"bf16_full_eval": True}, "bf16_full_eval is True"),
+        ({"torch_compile": True}, "torch_compile is True; it must be False: "),
         ({"label_smoothing_factor": 0.1}, "label_smoothing_factor is 0.1"),
         ({"train_sampling_strategy": "group_by_length"}, "train_sampling_strategy is 'group_by_length'"),
         ({"dataloader_in_order": False}, "dataloader_in_order is False"),

@@ -164,9 +164,9 @@ def test_accumulation_gives_the_step_of_one_big_batch(make_trainer: Any, aggrega
 def test_it_learns(prompts: Any, make_trainer: Any, reward_level: str, length: int, steps: int) -> None:
     """The share of the best reward, over the last three rollouts, is far from chance for any seed.
 
-    Over 30 seeds and more, the share was 0.86 to 1.00 (0.97, standard deviation 0.03) with a reward a token, and 0.85 to
-    1.00 (0.99, 0.04) with one a sequence; of the first three rollouts it was 0.32 and 0.28 at most. The bound is more than
-    ten standard deviations below: a failure by chance is far less likely than one in a thousand.
+    Over 30 seeds and more, the share was 0.86 to 1.00 (0.97, standard deviation 0.03) with a reward a token, and 0.85
+    to 1.00 (0.99, 0.04) with one a sequence; of the first three rollouts it was 0.32 and 0.28 at most. The bound is
+    more than ten standard deviations below: a failure by chance is far less likely than one in a thousand.
     """
     config = {
         "per_device_train_batch_size": 24,

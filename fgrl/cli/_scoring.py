@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from fgrl.data import EditedPair, PairReader
-from fgrl.data.pairs import check_prompt
-from fgrl.data.rows import OnError, Row, RowReader, check_text, encode_rows, find_field
+from fgrl.data.conversations import check_prompt, check_tools, split_response
+from fgrl.data.rows import OnError, Row, RowReader, check_text, encode_rows, find_field, missing_field
 
 if TYPE_CHECKING:
     from fgrl.data import EncodedPair, PairEncoder
@@ -97,12 +97,17 @@ class ResponseReader(RowReader[Response]):
         if is_pair and "response" not in self.columns:
             return Response(self._pairs.convert(row, number), alone=False)
         if found is None:
-            have = ", ".join(repr(key) for key in row) or "no fields"
-            raise ValueError(f"field 'response', or 'original' and 'edited', is missing: the row has {have}.")
+            raise ValueError(missing_field(row, "response", self.columns) + " (or 'original' and 'edited')")
+        if isinstance(found[1], list):
+            turns, text = split_response(found[1], found[0])
+            tools = check_tools(row.get("tools"), "tools")
+            checked = self._pairs.joined_prompt(row, {found[0]: turns})
+            return Response(EditedPair(checked, text, text, line=number, tools=tools), alone=True)
         text = check_text(found[1], found[0])
         prompt = find_field(row, "prompt", ("question",), self.columns)
         checked = "" if prompt is None else check_prompt(prompt[1], prompt[0])
-        return Response(EditedPair(checked, text, text, line=number), alone=True)
+        tools = check_tools(row.get("tools"), "tools") if isinstance(checked, list) else None
+        return Response(EditedPair(checked, text, text, line=number, tools=tools), alone=True)
 
 
 def score_rows(

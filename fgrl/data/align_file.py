@@ -72,8 +72,8 @@ def align_file(
 ) -> AlignReport:
     """Align every pair of `source` and write its labels to `out`, at constant memory.
 
-    A record of the output has `line`, `prompt`, `original`, `edited` and `error_spans` as read (so that the output can
-    be read as pairs again), and
+    A record of the output has `line`, `prompt` (with all turns), `original`, `edited`, `error_spans` and any `tools`,
+    so that the output can be read as pairs again, and
 
     - `distance`; `opcodes`: difflib-style `[tag, i1, i2, j1, j2]` in tokens (structures in Parquet);
     - for each side `*_tokens`, `*_offsets` (characters), `*_ids` (with a Hugging Face tokenizer), `*_labels`
@@ -269,6 +269,7 @@ def _record(aligned: AlignedPair, tokenizer: TextTokenizer) -> Record:
         "error_spans": spans,
         "distance": aligned.distance,
         "opcodes": aligned.opcodes,
+        **({} if pair.tools is None else {"tools": pair.tools}),
         "original_errors": None if aligned.original_errors is None else [int(flag) for flag in aligned.original_errors],
     }
     for side, text, tokens, labels, edits in (

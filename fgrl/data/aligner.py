@@ -67,7 +67,7 @@ class ResponseAligner:
 
     def __init__(self, tokenizer: TextTokenizer, *, edit_unit: EditUnit = "token"):
         if edit_unit not in ("token", "word"):
-            raise ValueError(f"edit_unit must be 'token' or 'word', got {edit_unit!r}.")
+            raise ValueError(f"edit_unit is {edit_unit!r}; it must be 'token' or 'word'")
         self.tokenizer = tokenizer
         self.edit_unit = edit_unit
 

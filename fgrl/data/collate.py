@@ -44,12 +44,11 @@ class PairCollator:
     def __init__(self, pad_token_id: int, *, packed: bool = False, pad_to_multiple_of: int | None = None):
         if isinstance(pad_token_id, bool) or not isinstance(pad_token_id, int) or pad_token_id < 0:
             raise ValueError(
-                f"pad_token_id must be a token id, got {pad_token_id!r}: pass fgrl.data.pad_token_id(tokenizer)."
+                f"pad_token_id is {pad_token_id!r}; it must be a token id, as fgrl.data.pad_token_id(tokenizer) finds"
             )
         if pad_to_multiple_of is not None and (packed or pad_to_multiple_of < 1):
             raise ValueError(
-                f"pad_to_multiple_of must be at least 1 and needs packed=False, got {pad_to_multiple_of} "
-                f"with packed={packed}."
+                f"pad_to_multiple_of is {pad_to_multiple_of} with packed={packed}; it must be at least 1, and padded"
             )
         self.pad_token_id = pad_token_id
         self.packed = packed
@@ -57,7 +56,7 @@ class PairCollator:
 
     def __call__(self, pairs: Sequence[EncodedPair]) -> dict[str, Any]:
         if not pairs:
-            raise ValueError("pairs must have at least one pair, got none.")
+            raise ValueError("pairs is empty; it must have at least one pair")
         rows = [_sequence(pair, edited=True) for pair in pairs] + [_sequence(pair, edited=False) for pair in pairs]
         lengths = [len(row["input_ids"]) for row in rows]
         has_errors = [False] * len(pairs) + [pair.original_errors is not None for pair in pairs]

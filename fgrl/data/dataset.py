@@ -68,7 +68,7 @@ class PairDataset(Dataset[EncodedPair]):
             return [self[at] for at in range(*index.indices(len(self)))]
         at = index + len(self) if index < 0 else index
         if not 0 <= at < len(self):
-            raise IndexError(f"index must be in [-{len(self)}, {len(self)}), got {index}.")
+            raise IndexError(f"index is {index}; it must be in [-{len(self)}, {len(self)})")
         fields: dict[str, Any] = {name: column[at] for name, column in self._ids.items()}
         fields |= {name: [bool(flag) for flag in column[at]] for name, column in self._flags.items()}
         if not self._has_errors[at]:
@@ -114,7 +114,7 @@ class StreamingPairDataset(IterableDataset[EncodedPair]):
         seed: int = 0,
     ):
         if shuffle_buffer < 0:
-            raise ValueError(f"shuffle_buffer must be at least 0, got {shuffle_buffer}.")
+            raise ValueError(f"shuffle_buffer is {shuffle_buffer}; it must be at least 0")
         _check_batch_size(batch_size)
         self.reader = _reader(source, on_error, columns)
         self.encoder = encoder
@@ -172,7 +172,7 @@ def _reader(source: Any, on_error: OnError, columns: Mapping[str, str] | None) -
 
 def _check_batch_size(batch_size: int) -> None:
     if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+        raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
 
 
 def _batches(values: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -72,9 +72,9 @@ class PairEncoder:
         chat_template: str | None = None,
     ):
         if max_length is not None and max_length < 1:
-            raise ValueError(f"max_length must be at least 1 or None, got {max_length}.")
+            raise ValueError(f"max_length is {max_length}; it must be at least 1, or None")
         if max_prompt_length is not None and max_prompt_length < 1:
-            raise ValueError(f"max_prompt_length must be at least 1 or None, got {max_prompt_length}.")
+            raise ValueError(f"max_prompt_length is {max_prompt_length}; it must be at least 1, or None")
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.eos_token_id: int | None = tokenizer.eos_token_id if append_eos else None
@@ -84,7 +84,7 @@ class PairEncoder:
 
     def __call__(self, pairs: Sequence[EditedPair]) -> list[EncodedPair]:
         """Encode a batch, in order."""
-        prompts = self._prompts([pair.prompt for pair in pairs])
+        prompts = self._prompts([pair.prompt for pair in pairs], [pair.tools for pair in pairs])
         result = []
         for prompt_ids, aligned in zip(prompts, self._align(pairs), strict=True):
             encoded = EncodedPair(

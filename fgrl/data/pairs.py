@@ -7,13 +7,15 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fgrl.data.rows import OnError, Row, RowReader, check_columns, check_text, find_field
+from fgrl.data.conversations import Message, check_prompt, check_tools, join_turns, split_response
+from fgrl.data.rows import OnError, Row, RowReader, check_columns, check_text, find_field, kind_name, missing_field
 
 _ALIASES: dict[str, tuple[str, ...]] = {
     "prompt": ("question",),
     "original": ("rejected",),
     "edited": ("chosen",),
     "error_spans": (),
+    "tools": (),
 }
 
 
@@ -22,19 +24,21 @@ class EditedPair:
     """One checked row.
 
     Attributes:
-        prompt: Text, or chat messages (`{"role": ..., "content": ...}`) that end before the response.
+        prompt: Text, or chat messages (`{"role": ..., "content": ...}` and what else they have) before the response.
         original: The response as it was.
         edited: The response after the edit; may be empty, and may equal `original`.
         error_spans: Half-open character ranges of `original` that a human marked as wrong; `()` when a human marked
             none, None when nobody looked.
         line: Line of the file, or row of any other source; counts from 1.
+        tools: JSON schemas of the tools of a conversation, for the chat template; None without tools.
     """
 
-    prompt: str | list[dict[str, str]]
+    prompt: str | list[Message]
     original: str
     edited: str
     error_spans: tuple[tuple[int, int], ...] | None = None
     line: int = 0
+    tools: list[Any] | None = None
 
 
 class PairReader(RowReader[EditedPair]):
@@ -52,30 +56,46 @@ class PairReader(RowReader[EditedPair]):
         }
 
     def convert(self, row: Row, number: int) -> EditedPair:
-        original_name, original = self._required(row, "original")
-        edited_name, edited = self._required(row, "edited")
-        found = find_field(row, "prompt", _ALIASES["prompt"], self.columns)
-        contexts = []
-        if isinstance(original, list):
-            original, context = _split_turn(original, original_name)
-            contexts.append(context)
-        if isinstance(edited, list):
-            edited, context = _split_turn(edited, edited_name)
-            contexts.append(context)
-        if found is None and not contexts:
-            raise ValueError(_missing(row, "prompt", self.columns))
+        sides = {field: self._required(row, field) for field in ("original", "edited")}
+        turns, texts = {}, {}
+        for field, (name, value) in sides.items():
+            if isinstance(value, list):
+                turns[name], texts[field] = split_response(value, name)
+            else:
+                texts[field] = check_text(value, name)
+        found = find_field(row, "tools", (), self.columns)
         return EditedPair(
-            prompt=_prompt(found, contexts, original_name, edited_name),
-            original=check_text(original, original_name),
-            edited=check_text(edited, edited_name),
-            error_spans=self._spans(row, original),
+            prompt=self.joined_prompt(row, turns),
+            original=texts["original"],
+            edited=texts["edited"],
+            error_spans=self._spans(row, texts["original"]),
             line=number,
+            tools=None if found is None else check_tools(found[1], found[0]),
         )
+
+    def joined_prompt(self, row: Row, turns: dict[str, list[Message]]) -> str | list[Message]:
+        """The prompt of both responses; `turns` are the messages in front of those that are conversations."""
+        found = find_field(row, "prompt", _ALIASES["prompt"], self.columns)
+        if found is None and not turns:
+            raise ValueError(missing_field(row, "prompt", self.columns))
+        if not turns:
+            return check_prompt(found[1], found[0]) if found is not None else ""
+        prompt = check_prompt(found[1], found[0]) if found is not None and found[1] is not None else None
+        if isinstance(prompt, str):
+            prompt = [{"role": "user", "content": prompt}] if prompt or not any(turns.values()) else []
+        joined = {name: join_turns(prompt or [], some, name) for name, some in turns.items()}
+        (first, result), *others = joined.items()
+        for name, other in others:
+            if other != result:
+                raise ValueError(
+                    f"field {name!r} has other messages before its last turn than {first!r}; they must be the same"
+                )
+        return result or ""
 
     def _required(self, row: Row, field: str) -> tuple[str, Any]:
         found = find_field(row, field, _ALIASES[field], self.columns)
         if found is None:
-            raise ValueError(_missing(row, field, self.columns))
+            raise ValueError(missing_field(row, field, self.columns))
         return found
 
     def _spans(self, row: Row, original: str) -> tuple[tuple[int, int], ...] | None:
@@ -84,7 +104,7 @@ class PairReader(RowReader[EditedPair]):
             return None
         name, spans = found
         if not isinstance(spans, (list, tuple)):
-            raise ValueError(f"field {name!r} must be a list of {{'start', 'end'}}, got {type(spans).__name__}.")
+            raise ValueError(f"field {name!r} is {kind_name(spans)}; it must be a list of {{'start', 'end'}}")
         return tuple(_span(span, f"{name}[{index}]", len(original)) for index, span in enumerate(spans))
 
 
@@ -97,9 +117,10 @@ def read_pairs(
     """Read edited pairs from `source`, streaming: one row is in memory at a time.
 
     A row has `prompt` (or `question`), `original` (or `rejected`), `edited` (or `chosen`) and, optionally,
-    `error_spans`: a list of `{"start": int, "end": int}` (or `[start, end]`), characters of `original`.
-    Responses are text, or message lists whose last turn is the assistant's, as in TRL's preference format; the turns
-    before it are then the prompt, unless the row has a message list as its prompt.
+    `error_spans`: a list of `{"start": int, "end": int}` (or `[start, end]`), characters of `original`; and `tools`.
+    Responses are text, or message lists whose last turn is the assistant's, as in TRL's preference format. The turns
+    before it are joined to the prompt, which they may continue or repeat (a prompt that is text is a user's turn then);
+    a row whose turns do neither, or differ between the two responses, is a bad row. No message is dropped.
 
     Args:
         source: Path of `.jsonl`, `.ndjson`, `.json` (lines, or one array; each also as `.gz`) or `.parquet`; a
@@ -121,58 +142,9 @@ def read_pairs(
         >>> [pair.edited for pair in reader], reader.skipped
         (['It is blue.'], 1)
         >>> reader.errors
-        ["list, row 2: field 'original' is missing: the row has 'prompt'."]
+        ["list, row 2: field 'original' is missing; it must be one of the row's, which are 'prompt'"]
     """
     return PairReader(source, on_error=on_error, columns=columns)
-
-
-def _missing(row: Row, field: str, columns: Mapping[str, str]) -> str:
-    name = columns.get(field, field)
-    have = ", ".join(repr(key) for key in row) or "no fields"
-    return f"field {name!r} is missing: the row has {have}."
-
-
-def check_messages(value: Any, field: str) -> list[dict[str, str]]:
-    """`value` if it is a list of chat messages; `ValueError` naming `field` otherwise."""
-    if not isinstance(value, list) or not value:
-        raise ValueError(f"field {field!r} must be text or a non-empty list of messages, got {_kind(value)}.")
-    for index, message in enumerate(value):
-        where = f"{field}[{index}]"
-        if not isinstance(message, Mapping):
-            raise ValueError(f"field {where!r} must be a message with 'role' and 'content', got {_kind(message)}.")
-        check_text(message.get("role"), f"{where}.role")
-        if message.get("content") is not None or not message.get("tool_calls"):
-            check_text(message.get("content"), f"{where}.content")
-    return value
-
-
-def check_prompt(value: Any, field: str) -> str | list[dict[str, str]]:
-    """`value` if it is text or a list of chat messages; `ValueError` naming `field` otherwise."""
-    return check_messages(value, field) if isinstance(value, list) else check_text(value, field)
-
-
-def _split_turn(messages: Any, field: str) -> tuple[str, list[dict[str, str]]]:
-    """The text of the last turn, which must be the assistant's, and the messages before it."""
-    *context, last = check_messages(messages, field)
-    if last["role"] != "assistant":
-        where = f"{field}[{len(context)}].role"
-        raise ValueError(f"field {where!r} must be 'assistant' in the last message, got {last['role']!r}.")
-    return check_text(last.get("content"), f"{field}[{len(context)}].content"), context
-
-
-def _prompt(
-    found: tuple[str, Any] | None, contexts: list[list[dict[str, str]]], original_name: str, edited_name: str
-) -> str | list[dict[str, str]]:
-    prompt = check_prompt(found[1], found[0]) if found is not None else ""
-    if isinstance(prompt, list) or not contexts:
-        return prompt
-    if any(context != contexts[0] for context in contexts):
-        raise ValueError(
-            f"field {edited_name!r} must have the same messages before its last turn as {original_name!r}."
-        )
-    if contexts[0]:
-        return contexts[0]
-    return [{"role": "user", "content": prompt}] if found is not None else ""
 
 
 def _span(span: Any, field: str, length: int) -> tuple[int, int]:
@@ -181,21 +153,15 @@ def _span(span: Any, field: str, length: int) -> tuple[int, int]:
     elif isinstance(span, (list, tuple)) and len(span) == 2:
         start, end = _integer(span[0], f"{field}[0]"), _integer(span[1], f"{field}[1]")
     else:
-        raise ValueError(f"field {field!r} must be {{'start', 'end'}} or [start, end], got {_kind(span)}.")
+        raise ValueError(f"field {field!r} is {kind_name(span)}; it must be {{'start', 'end'}} or [start, end]")
     if not 0 <= start <= end <= length:
         raise ValueError(
-            f"field {field!r} must lie within the {length} characters of the original, got [{start}, {end})."
+            f"field {field!r} is [{start}, {end}); it must lie within the {length} characters of the original"
         )
     return start, end
 
 
 def _integer(value: Any, field: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError(f"field {field!r} must be an integer, got {_kind(value)}.")
+        raise ValueError(f"field {field!r} is {kind_name(value)}; it must be an integer")
     return value
-
-
-def _kind(value: Any) -> str:
-    if isinstance(value, (list, tuple)):
-        return f"a list of {len(value)}"
-    return "null" if value is None else type(value).__name__

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-from fgrl.data.pairs import check_prompt
-from fgrl.data.rows import OnError, Row, RowReader, check_columns, encode_rows, find_field
+from fgrl.data.conversations import Message, check_prompt, check_tools
+from fgrl.data.rows import OnError, Row, RowReader, check_columns, encode_rows, find_field, missing_field
 
-Prompt = str | list[dict[str, str]]
+Prompt = str | list[Message]
 _ALIASES = ("question",)
 
 
@@ -35,16 +35,20 @@ class PromptEncoder:
 
     def __init__(self, tokenizer: Any, *, max_length: int | None = None, chat_template: str | None = None):
         if max_length is not None and max_length < 1:
-            raise ValueError(f"max_length must be at least 1 or None, got {max_length}.")
+            raise ValueError(f"max_length is {max_length}; it must be at least 1, or None")
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.chat_template = chat_template
         self._prefix = _leading_special_tokens(tokenizer)
 
-    def __call__(self, prompts: Sequence[Prompt]) -> list[list[int]]:
+    def __call__(self, prompts: Sequence[Prompt], tools: Sequence[list[Any] | None] | None = None) -> list[list[int]]:
+        """Encode a batch, in order; `tools` are those of each prompt, which the chat template gets."""
         if not prompts:
             return []
-        texts = [prompt if isinstance(prompt, str) else self.render(prompt) for prompt in prompts]
+        texts = [
+            prompt if isinstance(prompt, str) else self.render(prompt, some)
+            for prompt, some in zip(prompts, tools or [None] * len(prompts), strict=True)
+        ]
         encoded = _encode(self.tokenizer, texts, special=False)
         result = []
         for prompt, ids in zip(prompts, encoded, strict=True):
@@ -53,7 +57,7 @@ class PromptEncoder:
             result.append(ids if self.max_length is None else self.truncate(ids, self.max_length))
         return result
 
-    def render(self, messages: list[dict[str, str]]) -> str:
+    def render(self, messages: list[Message], tools: list[Any] | None = None) -> str:
         """The text of chat messages, up to where the response starts.
 
         Raises:
@@ -61,19 +65,22 @@ class PromptEncoder:
         """
         if self.chat_template is None and not getattr(self.tokenizer, "chat_template", None):
             raise ValueError(
-                "chat_template must be given: the prompt is a list of messages and the tokenizer has no chat template."
+                "chat_template is missing; it must be given, as the prompt is messages and the tokenizer has none"
             )
         prefill = messages[-1]["role"] == "assistant"
         try:
             return self.tokenizer.apply_chat_template(
                 messages,
+                tools=tools,
                 chat_template=self.chat_template,
                 tokenize=False,
                 add_generation_prompt=not prefill,
                 continue_final_message=prefill,
             )
         except Exception as error:
-            raise ValueError(f"the chat template refuses the messages of 'prompt' ({error}).") from error
+            raise ValueError(
+                f"field 'prompt' is refused by the chat template ({error}); it must be messages that it takes"
+            ) from error
 
     def truncate(self, ids: list[int], length: int) -> list[int]:
         """Drop tokens from the left until `length` are left; the tokenizer's leading special tokens stay in front."""
@@ -93,9 +100,10 @@ class PromptReader(RowReader[dict[str, Any]]):
     def convert(self, row: Row, number: int) -> dict[str, Any]:
         found = find_field(row, "prompt", _ALIASES, self.columns)
         if found is None:
-            have = ", ".join(repr(key) for key in row) or "no fields"
-            raise ValueError(f"field {self.columns.get('prompt', 'prompt')!r} is missing: the row has {have}.")
+            raise ValueError(missing_field(row, "prompt", self.columns))
         name, prompt = found
+        if "prompt_ids" in row:
+            raise ValueError("field 'prompt_ids' is in the row; it must have another name, as the tokens have this one")
         rest = {key: value for key, value in row.items() if key not in (name, "prompt")}
         return {"prompt": check_prompt(prompt, name), **rest}
 
@@ -162,9 +170,12 @@ class PromptDataset(Sequence[dict[str, Any]]):
         encode = PromptEncoder(tokenizer, max_length=max_prompt_length, chat_template=chat_template)
 
         def encode_some(rows: list[dict[str, Any]]) -> list[list[int]]:
-            encoded = encode([row["prompt"] for row in rows])
+            tools = [
+                check_tools(row.get("tools"), "tools") if isinstance(row["prompt"], list) else None for row in rows
+            ]
+            encoded = encode([row["prompt"] for row in rows], tools)
             if not all(encoded):
-                raise ValueError("field 'prompt' has no tokens: there is nothing to generate from.")
+                raise ValueError("field 'prompt' is empty; it must have a token to generate from")
             return encoded
 
         rows = reader.numbered()

@@ -7,7 +7,9 @@ import gzip
 import io
 import json
 import os
+import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Generic, Literal, TypeVar, cast
@@ -21,6 +23,7 @@ R = TypeVar("R", bound="RowReader[Any]")
 _JSON_SUFFIXES = (".jsonl", ".json", ".ndjson", ".jsonl.gz", ".json.gz", ".ndjson.gz")
 _MAX_ARRAY_ELEMENT = 64 * 1024 * 1024
 _KEPT_ERRORS = 10
+_LFS_POINTER = b"version https://git-lfs"
 
 
 class RowError(ValueError):
@@ -34,10 +37,12 @@ class RawRow:
     Attributes:
         number: Line of a JSON-lines file, or row of any other source; both count from 1.
         content: The bytes of a JSON line, else the row itself.
+        columnar: Whether the row comes from columns, where a field that some row has is null in all others.
     """
 
     number: int
     content: Any
+    columnar: bool = False
 
     def parse(self) -> Row:
         """The row as a mapping; `ValueError` says what is wrong with it.
@@ -46,8 +51,8 @@ class RawRow:
         """
         row = parse_line(self.content) if isinstance(self.content, bytes) else self.content
         if not isinstance(row, Mapping):
-            raise ValueError(f"the row must be an object with fields, got {type(row).__name__}.")
-        return row
+            raise ValueError(f"the row is {kind_name(row)}; it must be an object with fields")
+        return {name: without_fillers(value) for name, value in row.items()} if self.columnar else row
 
     @property
     def fingerprint(self) -> bytes:
@@ -69,7 +74,7 @@ class RowReader(Generic[T]):
 
     def __init__(self, source: Any, *, on_error: OnError = "raise", columns: Mapping[str, str] | None = None):
         if on_error not in ("raise", "skip"):
-            raise ValueError(f"on_error must be 'raise' or 'skip', got {on_error!r}.")
+            raise ValueError(f"on_error is {on_error!r}; it must be 'raise' or 'skip'")
         self.source = source
         self.on_error = on_error
         self.columns = dict(columns or {})
@@ -91,7 +96,7 @@ class RowReader(Generic[T]):
         Sharding a shard divides it further, so that workers can split what a process was given.
         """
         if num_shards < 1 or not 0 <= index < num_shards:
-            raise ValueError(f"index must be in [0, num_shards), got index {index} of {num_shards} shards.")
+            raise ValueError(f"index is {index} of {num_shards} shards; it must be in [0, num_shards)")
         reader = self.__class__.__new__(self.__class__)
         reader.__dict__.update(self.__dict__)
         outer, offset = self._shard
@@ -112,7 +117,7 @@ class RowReader(Generic[T]):
         if not isinstance(self.source, (str, os.PathLike)) and iter(self.source) is self.source:
             if self._spent:
                 raise ValueError(
-                    "source is an iterator that was already read: pass a list, a file or a dataset to read it twice."
+                    "source is an iterator that was already read; it must be a list, file or dataset to be read twice"
                 )
             self._spent = True
         count, index = self._shard
@@ -174,9 +179,9 @@ def kind_of(path: str | os.PathLike[str]) -> Literal["json", "parquet"]:
     name = os.fspath(path)
     lower = name.lower()
     if not lower.endswith((*_JSON_SUFFIXES, ".parquet")):
-        raise ValueError(f"source must end in {', '.join(_JSON_SUFFIXES)} or .parquet, got {name!r}.")
+        raise ValueError(f"source is {name!r}; it must end in {', '.join(_JSON_SUFFIXES)} or .parquet")
     if not os.path.isfile(name):
-        raise FileNotFoundError(f"source {name!r} is not a file.")
+        raise FileNotFoundError(f"source is {name!r}, which is not a file; it must be one")
     return "parquet" if lower.endswith(".parquet") else "json"
 
 
@@ -204,71 +209,140 @@ def open_binary(path: str | os.PathLike[str]) -> BinaryIO:
 def parse_line(line: bytes) -> Any:
     """Decode one JSON line, or raise `ValueError` with what is wrong."""
     try:
-        return json.loads(line.decode("utf-8"))
+        return json.loads(line.decode("utf-8"), object_pairs_hook=_unique)
     except UnicodeDecodeError as error:
-        raise ValueError(f"the line is not UTF-8 ({error.reason} at byte {error.start}).") from error
+        raise ValueError(f"the line is not UTF-8 ({error.reason} at byte {error.start}); it must be") from error
     except json.JSONDecodeError as error:
-        raise ValueError(f"the line is not valid JSON ({error.msg} at column {error.colno}).") from error
+        raise ValueError(f"the line is not valid JSON ({error.msg} at column {error.colno}); it must be") from error
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"the line is not usable JSON ({error}).") from error
+        raise ValueError(f"the line is not usable JSON ({error}); it must be") from error
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; a name that it has twice would lose a value."""
+    row = dict(pairs)
+    if len(row) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"field {twice!r} is there twice in one object")
+    return row
+
+
+@contextmanager
+def _whole(path: str | os.PathLike[str]) -> Iterator[None]:
+    """A compressed file that is damaged has lost nobody knows how many rows: they cannot be skipped and counted."""
+    try:
+        yield
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise RowError(f"{Path(path).name} is damaged ({error}); it must be a whole .gz file") from error
 
 
 def _line_rows(path: str | os.PathLike[str]) -> Iterator[RawRow]:
-    with open_binary(path) as file:
+    with _whole(path), open_binary(path) as file:
         for number, line in enumerate(file, start=1):
-            text = line.removeprefix(codecs.BOM_UTF8).strip() if number == 1 else line.strip()
+            text = line.removeprefix(codecs.BOM_UTF8).strip()  # files put together have one in the middle too
             if text:
                 yield RawRow(number, text)
 
 
+def _check_head(path: str | os.PathLike[str]) -> bytes:
+    """The first bytes of a JSON file; `RowError` for files that are something else as a whole."""
+    with _whole(path), open_binary(path) as file:
+        head = file.read(4096)
+        while head and not head.removeprefix(codecs.BOM_UTF8).strip() and (more := file.read(4096)):
+            head = head[:3].strip() + more  # white space of any length in front
+    if head.startswith(_LFS_POINTER):
+        raise RowError(f"{Path(path).name} is a Git LFS pointer; it must be the file itself (git lfs pull)")
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or head[:64].count(0) > 16:
+        raise RowError(f"{Path(path).name} is UTF-16, UTF-32 or no text; it must be JSON in UTF-8")
+    return head
+
+
 def _is_array(path: str | os.PathLike[str]) -> bool:
+    head = _check_head(path)
     if ".jsonl" in os.fspath(path).lower():
         return False
-    with open_binary(path) as file:
-        head = file.read(4096).removeprefix(codecs.BOM_UTF8).lstrip()
-    return head.startswith(b"[")
+    return head.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[")
 
 
 def _array_rows(path: str | os.PathLike[str]) -> Iterator[RawRow]:
-    """Elements of one JSON array. A syntax error in the middle of an array leaves nothing to resume at: it raises."""
-    decoder = json.JSONDecoder()
-    with io.TextIOWrapper(open_binary(path), encoding="utf-8-sig") as file:
-        buffer, at, size, number, opened = "", 0, 1 << 16, 0, False
+    """Elements of one JSON array; a syntax error, or anything behind it, raises: nothing is left to resume at."""
+    decoder = json.JSONDecoder(object_pairs_hook=_unique)
+    number = 0
+
+    def broken(problem: str, cause: Exception | None = None) -> RowError:
+        error = RowError(f"{Path(path).name}, row {number + 1}: {problem}; it must be one valid JSON array")
+        error.__cause__ = cause
+        return error
+
+    with _whole(path), io.TextIOWrapper(open_binary(path), encoding="utf-8-sig") as file:
+        buffer, at, size, wanted, ended = "", 0, 1 << 16, "[", False
         while True:
-            while at < len(buffer) and (buffer[at].isspace() or buffer[at] == ("," if opened else "[")):
-                opened = opened or buffer[at] == "["
+            while at < len(buffer) and buffer[at] in " \t\r\n":
                 at += 1
             if at < len(buffer):
-                if buffer[at] == "]":
-                    return
+                if wanted == "end":
+                    raise broken("the file goes on behind the array")
+                if buffer[at] == "]" and wanted in ("value or ]", ", or ]"):
+                    wanted, at = "end", at + 1
+                    continue
+                if wanted in ("[", ", or ]"):
+                    if buffer[at] != wanted[0]:
+                        raise broken(f"the array has {buffer[at]!r} where {wanted} belongs")
+                    wanted, at = ("value or ]" if wanted == "[" else "value"), at + 1
+                    continue
                 try:
                     value, end = decoder.raw_decode(buffer, at)
                 except json.JSONDecodeError as error:
-                    problem = error.msg
+                    problem = f"the array is not valid JSON ({error.msg})"
+                except (ValueError, RecursionError) as error:
+                    raise broken(f"the array cannot be read ({error})", error) from error
                 else:
-                    number, at = number + 1, end
-                    yield RawRow(number, value)
-                    size = 1 << 16
-                    continue
+                    if end < len(buffer) or ended:  # a number at the end of the buffer may go on
+                        number, at, wanted, size = number + 1, end, ", or ]", 1 << 16
+                        yield RawRow(number, value)
+                        continue
+                    problem = ""
+            elif wanted == "end" and ended:
+                return
             else:
                 problem = "the array does not end"
+            if ended or len(buffer) - at > _MAX_ARRAY_ELEMENT:
+                raise broken(problem)
             try:
                 chunk = file.read(size)
             except UnicodeDecodeError as error:
-                raise RowError(f"{Path(path).name}, row {number + 1}: the file is not UTF-8.") from error
-            if not chunk or len(buffer) - at > _MAX_ARRAY_ELEMENT:
-                raise RowError(f"{Path(path).name}, row {number + 1}: the array is not valid JSON ({problem}).")
-            buffer, at, size = buffer[at:] + chunk, 0, size * 2  # doubling bounds the work on a long element
+                raise broken("the file is not UTF-8", error) from error
+            buffer, at, size, ended = buffer[at:] + chunk, 0, size * 2, not chunk  # doubling bounds the work
 
 
 def _parquet_rows(path: str | os.PathLike[str], wanted: Collection[str] | None) -> Iterator[RawRow]:
     with parquet_file(path) as file:
         columns = [name for name in file.schema_arrow.names if wanted is None or name in wanted]
         number = 0
-        for batch in file.iter_batches(batch_size=256, columns=columns):
+        batches = file.iter_batches(batch_size=256, columns=columns)
+        while True:
+            with _readable(path):
+                batch = next(batches, None)
+            if batch is None:
+                return
             for row in batch.to_pylist():
                 number += 1
-                yield RawRow(number, row)
+                yield RawRow(number, row, columnar=True)
+
+
+@contextmanager
+def _readable(path: str | os.PathLike[str]) -> Iterator[None]:
+    import pyarrow as pa
+
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise RowError(
+            f"{Path(path).name} is damaged or no Parquet file ({' '.join(str(error).split())}); it must be a whole one"
+        ) from error
 
 
 def parquet_file(path: str | os.PathLike[str]) -> Any:
@@ -276,8 +350,11 @@ def parquet_file(path: str | os.PathLike[str]) -> Any:
 
     Raises:
         ImportError: pyarrow is not installed.
+        RowError: the file is none, or damaged.
     """
-    return require_parquet().ParquetFile(path, pre_buffer=False)
+    parquet = require_parquet()
+    with _readable(path):
+        return parquet.ParquetFile(path, pre_buffer=False)
 
 
 def require_parquet() -> Any:
@@ -289,12 +366,13 @@ def require_parquet() -> Any:
     try:
         import pyarrow.parquet as parquet
     except ImportError as error:
-        raise ImportError("Parquet needs pyarrow: pip install pyarrow (it comes with `fgrl[train]`).") from error
+        raise ImportError("pyarrow is missing; it must be installed for Parquet (pip install 'fgrl[train]')") from error
     return parquet
 
 
 def _mapping_rows(source: Iterable[Any]) -> Iterator[RawRow]:
-    return (RawRow(number, row) for number, row in enumerate(source, start=1))
+    columnar = hasattr(source, "features")  # a dataset of `datasets`
+    return (RawRow(number, row, columnar) for number, row in enumerate(source, start=1))
 
 
 def find_field(row: Row, field: str, aliases: tuple[str, ...], columns: Mapping[str, str]) -> tuple[str, Any] | None:
@@ -309,18 +387,48 @@ def check_columns(columns: Mapping[str, str] | None, fields: tuple[str, ...]) ->
     """Raise `ValueError` unless `columns` maps known field names to column names."""
     for field, column in (columns or {}).items():
         if field not in fields:
-            raise ValueError(f"columns maps the unknown field {field!r}: the fields are {', '.join(fields)}.")
+            raise ValueError(f"columns has the field {field!r}; it must be one of {', '.join(fields)}")
         if not isinstance(column, str):
-            raise ValueError(f"columns[{field!r}] must be the name of a column, got {type(column).__name__}.")
+            raise ValueError(f"columns[{field!r}] is {kind_name(column)}; it must be the name of a column")
 
 
 def check_text(value: Any, field: str) -> str:
     """`value` if it is text that can be encoded; `ValueError` naming `field` otherwise."""
     if not isinstance(value, str):
-        raise ValueError(f"field {field!r} must be text, got {type(value).__name__}.")
+        raise ValueError(f"field {field!r} is {kind_name(value)}; it must be text")
     if not value.isascii():
         try:
             value.encode("utf-8")
         except UnicodeEncodeError as error:
-            raise ValueError(f"field {field!r} has an unpaired surrogate at character {error.start}.") from error
+            raise ValueError(
+                f"field {field!r} is text with an unpaired surrogate at character {error.start}; it must be Unicode"
+            ) from error
     return value
+
+
+def without_fillers(value: Any) -> Any:
+    """Messages of a columnar source without the nulls that stand for absent fields there; `content` stays."""
+    if isinstance(value, list) and value and all(isinstance(item, dict) and "role" in item for item in value):
+        return [{"content": message.get("content")} | _without_nulls(message) for message in value]
+    return value
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_nulls(item) for name, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
+
+
+def missing_field(row: Row, field: str, columns: Mapping[str, str]) -> str:
+    """What is wrong with a row that lacks `field`."""
+    have = ", ".join(repr(key) for key in row) or "none"
+    return f"field {columns.get(field, field)!r} is missing; it must be one of the row's, which are {have}"
+
+
+def kind_name(value: Any) -> str:
+    """What `value` is, for the sentence that refuses it."""
+    if isinstance(value, (list, tuple)):
+        return f"a list of {len(value)}"
+    if isinstance(value, str):
+        return "text"
+    return "null" if value is None else f"of type {type(value).__name__}"

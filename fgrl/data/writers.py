@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterable
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from fgrl.data.output import json_line, publish, sync
-from fgrl.data.rows import parquet_file, require_parquet
+from fgrl.data.rows import parquet_file, require_parquet, without_fillers
 
 Record = dict[str, Any]
 
@@ -55,7 +56,7 @@ class JsonlWriter:
         self._out = out
         self._partial = out.with_name(out.name + ".partial")
         if checkpoint is not None and (not self._partial.exists() or self._partial.stat().st_size < checkpoint):
-            raise ValueError(f"{self._partial} must hold the {checkpoint} bytes written so far, and does not.")
+            raise ValueError(f"{self._partial} is missing or cut; it must hold the {checkpoint} bytes written so far")
         self._file = open(self._partial, "wb" if checkpoint is None else "r+b")  # noqa: SIM115
         self._file.truncate(checkpoint or 0)
         self._file.seek(0, os.SEEK_END)
@@ -104,15 +105,17 @@ class ParquetWriter:
         wanted = {self._part(index).name for index in range(self._parts)}
         found = {path.name for path in self._folder.iterdir()}
         if not wanted <= found:
-            raise ValueError(f"{self._folder} must hold the {self._parts} parts written so far, and does not.")
+            raise ValueError(f"{self._folder} is not complete; it must hold the {self._parts} parts written so far")
         for name in found - wanted:
             (self._folder / name).unlink()
         self._records: list[Record] = []
         self._values = 0
-        self._messages: bool | None = None
-        if self._parts:
-            with parquet_file(self._part(0)) as first:
-                self._messages = str(first.schema_arrow.field("prompt").type) != "string"
+        self._prompt = _PromptColumn()
+        self._names: list[str] = []
+        for index in range(self._parts):
+            with parquet_file(self._part(index)) as part:
+                self._prompt.join(part.schema_arrow.field("prompt").type)
+                self._names = part.schema_arrow.names
 
     @property
     def full(self) -> bool:
@@ -120,14 +123,7 @@ class ParquetWriter:
 
     def write(self, records: Iterable[Record]) -> None:
         for record in records:
-            messages = isinstance(record["prompt"], list)
-            if self._messages is None:
-                self._messages = messages
-            if messages != self._messages:
-                raise ValueError(
-                    f"line {record['line']}: field 'prompt' must be text in every row or messages in every row of a "
-                    "Parquet output: write .jsonl instead."
-                )
+            self._prompt.add(record)
             self._records.append(record)
             self._values += len(record["original_labels"]) + len(record["edited_labels"]) + len(record["prompt"])
 
@@ -135,7 +131,9 @@ class ParquetWriter:
         if self._records:
             import pyarrow as pa
 
-            table = pa.Table.from_pylist([_columnar(record) for record in self._records], schema=_schema(self._records))
+            schema = _schema(self._prompt.type, ids="original_ids" in self._records[0])
+            self._names = schema.names
+            table = pa.Table.from_pylist([_columnar(record) for record in self._records], schema=schema)
             part = self._part(self._parts)
             partial = part.with_suffix(".partial")
             self._parquet.write_table(table, partial)
@@ -150,11 +148,15 @@ class ParquetWriter:
         if not self._parts:
             self._write_empty()
         partial = self._folder / "merged.partial"
-        with parquet_file(self._part(0)) as first, self._parquet.ParquetWriter(partial, first.schema_arrow) as merged:
+        schema = _schema(self._prompt.type, ids="original_ids" in self._names)
+        with self._parquet.ParquetWriter(partial, schema) as merged:
             for index in range(self._parts):
                 with parquet_file(self._part(index)) as part:
                     for group in range(part.num_row_groups):
-                        merged.write_table(part.read_row_group(group))
+                        table = part.read_row_group(group)
+                        if table.schema != schema:  # messages of a later part have fields that these do not
+                            table = type(table).from_pylist(table.to_pylist(), schema=schema)
+                        merged.write_table(table)
         sync(partial)
         publish(partial, self._out)
         shutil.rmtree(self._folder)
@@ -171,46 +173,113 @@ class ParquetWriter:
         return self._folder / f"part-{index:06d}.parquet"
 
     def _write_empty(self) -> None:
-        self._parquet.write_table(_schema([]).empty_table(), self._part(0))
+        self._parquet.write_table(_schema(None, ids=False).empty_table(), self._part(0))
         self._parts = 1
 
 
+class _PromptColumn:
+    """The Parquet type of all prompts so far: text, or messages with every field that one of them has.
+
+    What a column of one type cannot hold is refused, so that nothing of a message is lost or changed.
+    """
+
+    def __init__(self) -> None:
+        self.type: Any = None
+
+    def add(self, record: Record) -> None:
+        """Widen the type for the prompt of `record`; `ValueError` where there is none for it."""
+        import pyarrow as pa
+
+        prompt = record["prompt"]
+        try:
+            kind = pa.infer_type([prompt])
+            self.join(kind)
+            kept = pa.array([prompt], kind).to_pylist()[0]
+            if not isinstance(prompt, str) and _canonical(kept) != _canonical(prompt):
+                raise ValueError("a value would change")
+        except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
+            raise ValueError(
+                f"line {record['line']}: field 'prompt' does not fit the column of a Parquet file "
+                f"({' '.join(str(error).split())}); it must be text in every row, or messages whose fields "
+                "have one type in every row, and out must be .jsonl otherwise"
+            ) from error
+
+    def join(self, kind: Any) -> None:
+        """Widen the type so that it holds values of the type `kind` too."""
+        _refuse_empty(kind)
+        self.type = kind if self.type is None else _join(self.type, kind)
+
+
+def _join(one: Any, other: Any) -> Any:
+    """The type that holds the values of two unchanged: structures have the fields of both, null is any type."""
+    import pyarrow as pa
+
+    if one == other or pa.types.is_null(other):
+        return one
+    if pa.types.is_null(one):
+        return other
+    if pa.types.is_list(one) and pa.types.is_list(other):
+        return pa.list_(_join(one.value_type, other.value_type))
+    if pa.types.is_struct(one) and pa.types.is_struct(other):
+        fields = {field.name: field.type for field in one}
+        for field in other:
+            fields[field.name] = _join(fields[field.name], field.type) if field.name in fields else field.type
+        return pa.struct(list(fields.items()))
+    raise ValueError(f"{other} after {one}")
+
+
+def _refuse_empty(kind: Any) -> None:
+    import pyarrow as pa
+
+    if pa.types.is_struct(kind):
+        if not kind.num_fields:
+            raise ValueError("Parquet has no empty object")
+        for field in kind:
+            _refuse_empty(field.type)
+    elif pa.types.is_list(kind):
+        _refuse_empty(kind.value_type)
+
+
+def _canonical(messages: Any) -> str:
+    return json.dumps(without_fillers(messages), sort_keys=True)
+
+
 def _columnar(record: Record) -> Record:
-    """A record as Parquet columns: opcodes are structures there, because a list has one type."""
+    """A record as Parquet columns: opcodes are structures, because a list has one type, and tools are JSON text."""
+    tools = record.get("tools")
     return {
         **record,
         "opcodes": [dict(zip(("tag", "i1", "i2", "j1", "j2"), code, strict=True)) for code in record["opcodes"]],
+        "tools": None if tools is None else json.dumps(tools),
     }
 
 
-def _schema(records: list[Record]) -> Any:
-    """The columns of aligned pairs; the prompt is text, or messages when the first record has messages."""
+def _schema(prompt: Any, *, ids: bool) -> Any:
+    """The columns of aligned pairs, with prompts of the type `prompt` (text where there is none yet)."""
     import pyarrow as pa
 
-    messages = bool(records) and isinstance(records[0]["prompt"], list)
-    turn = pa.struct([("role", pa.string()), ("content", pa.string())])
     ranges, labels = pa.list_(pa.list_(pa.int64())), pa.list_(pa.uint8())
     span = pa.struct([("start", pa.int64()), ("end", pa.int64())])
     bounds = [(name, pa.int64()) for name in ("i1", "i2", "j1", "j2")]
-    ids = [(f"{side}_ids", pa.list_(pa.int64())) for side in ("original", "edited")]
-    return pa.schema(
-        [
-            ("line", pa.int64()),
-            ("prompt", pa.list_(turn) if messages else pa.string()),
-            ("original", pa.string()),
-            ("edited", pa.string()),
-            ("error_spans", pa.list_(span)),
-            ("distance", pa.int64()),
-            ("opcodes", pa.list_(pa.struct([("tag", pa.string()), *bounds]))),
-            ("original_tokens", pa.list_(pa.string())),
-            ("edited_tokens", pa.list_(pa.string())),
-            ("original_offsets", ranges),
-            ("edited_offsets", ranges),
-            ("original_labels", labels),
-            ("edited_labels", labels),
-            ("original_edits", labels),
-            ("edited_edits", labels),
-            ("original_errors", labels),
-            *(ids if records and "original_ids" in records[0] else []),
-        ]
-    )
+    columns = [
+        ("line", pa.int64()),
+        ("prompt", pa.string() if prompt is None else prompt),
+        ("original", pa.string()),
+        ("edited", pa.string()),
+        ("error_spans", pa.list_(span)),
+        ("tools", pa.string()),
+        ("distance", pa.int64()),
+        ("opcodes", pa.list_(pa.struct([("tag", pa.string()), *bounds]))),
+        ("original_tokens", pa.list_(pa.string())),
+        ("edited_tokens", pa.list_(pa.string())),
+        ("original_offsets", ranges),
+        ("edited_offsets", ranges),
+        ("original_labels", labels),
+        ("edited_labels", labels),
+        ("original_edits", labels),
+        ("edited_edits", labels),
+        ("original_errors", labels),
+    ]
+    if ids:
+        columns += [(f"{side}_ids", pa.list_(pa.int64())) for side in ("original", "edited")]
+    return pa.schema(columns)

@@ -46,7 +46,7 @@ def test_bad_row_exits_with_2_and_the_next_run_continues(source, tmp_path, capsy
     command = ["align", str(source), "--out", str(out)]
     assert main(command) == 2
     message = capsys.readouterr().err
-    assert "pairs.jsonl, line 4: field 'original' must be text, got int." in message
+    assert "pairs.jsonl, line 4: field 'original' is of type int; it must be text" in message
     assert main([*command, "--on-error", "skip"]) == 0
     captured = capsys.readouterr()
     assert "5 pairs, 30 tokens, 3 of them by earlier runs; 1 bad rows skipped" in captured.out

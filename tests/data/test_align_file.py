@@ -202,7 +202,9 @@ def test_chat_prompts(tmp_path, write_jsonl, kind, checkpoint_always):
 def test_mixed_prompts_need_jsonl(tmp_path, write_jsonl):
     source = write_jsonl([row(0), {**row(1), "prompt": [{"role": "user", "content": "hi"}]}])
     assert align_file(source, tmp_path / "out.jsonl").pairs == 2
-    with pytest.raises(ValueError, match="line 2: field 'prompt' must be text in every row or messages in every row"):
+    with pytest.raises(
+        ValueError, match=r"line 2: field 'prompt' does not fit the column .* it must be text in every row, or messages"
+    ):
         align_file(source, tmp_path / "out.parquet")
 
 

@@ -41,5 +41,5 @@ def test_a_batch_equals_its_pairs_one_by_one(real_edits):
 
 
 def test_edit_unit_is_checked():
-    with pytest.raises(ValueError, match="edit_unit must be 'token' or 'word', got 'char'"):
+    with pytest.raises(ValueError, match="edit_unit is 'char'; it must be 'token' or 'word'"):
         ResponseAligner(PlainTokenizer(), edit_unit="char")

@@ -35,7 +35,7 @@ def test_in_memory_dataset_is_a_list_of_what_the_encoder_gives(rows, byte_bpe, b
     assert list(dataset) == expected
     assert dataset[-1] == expected[-1]
     assert dataset[3:7] == expected[3:7]
-    with pytest.raises(IndexError, match=r"index must be in \[-20, 20\), got 20"):
+    with pytest.raises(IndexError, match=r"index is 20; it must be in \[-20, 20\)"):
         dataset[20]
 
 
@@ -55,7 +55,7 @@ def test_a_row_that_the_chat_template_refuses_is_a_bad_row(byte_bpe, rows, kind)
     ]
     refuse = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}<bos>"
     encoder = PairEncoder(byte_bpe, chat_template=refuse)
-    with pytest.raises(ValueError, match=r"list, row 4: the chat template refuses .* \(no system\)"):
+    with pytest.raises(ValueError, match=r"list, row 4: field 'prompt' is refused by the chat template \(no system\)"):
         list(kind(chats, encoder))
     dataset = kind(chats, encoder, on_error="skip")
     assert len(list(dataset)) == 49
@@ -149,9 +149,9 @@ def test_streaming_memory_does_not_grow_with_the_file(tmp_path):
 
 
 def test_bad_arguments(rows):
-    with pytest.raises(ValueError, match="shuffle_buffer must be at least 0, got -1"):
+    with pytest.raises(ValueError, match="shuffle_buffer is -1; it must be at least 0"):
         StreamingPairDataset(rows, encode_lines, shuffle_buffer=-1)
-    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="batch_size is 0; it must be at least 1"):
         StreamingPairDataset(rows, encode_lines, batch_size=0)
-    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="batch_size is 0; it must be at least 1"):
         PairDataset(rows, encode_lines, batch_size=0)

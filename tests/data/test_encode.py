@@ -118,9 +118,9 @@ def test_real_edits_with_a_real_tokenizer(real_edits, smollm2):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"max_length": 0}, "max_length must be at least 1 or None, got 0"),
-        ({"max_prompt_length": 0}, "max_prompt_length must be at least 1 or None, got 0"),
-        ({"edit_unit": "char"}, "edit_unit must be 'token' or 'word', got 'char'"),
+        ({"max_length": 0}, "max_length is 0; it must be at least 1, or None"),
+        ({"max_prompt_length": 0}, "max_prompt_length is 0; it must be at least 1, or None"),
+        ({"edit_unit": "char"}, "edit_unit is 'char'; it must be 'token' or 'word'"),
     ],
 )
 def test_bad_arguments(byte_bpe, options, message):

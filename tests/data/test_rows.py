@@ -7,7 +7,7 @@ import tracemalloc
 import pytest
 
 from fgrl.data import read_pairs
-from fgrl.data.rows import RowError
+from fgrl.data.rows import RowError, iterate_rows
 
 ROW = {"prompt": "p", "original": "a", "edited": "b"}
 
@@ -35,8 +35,8 @@ def test_byte_order_mark_crlf_and_blank_lines_keep_line_numbers(tmp_path):
     ("line", "message"),
     [
         (b'{"prompt": "p", ', r"bad\.jsonl, line 2: the line is not valid JSON \(.* at column \d+\)"),
-        (b"[1, 2]", "line 2: the row must be an object with fields, got list"),
-        (b"null", "line 2: the row must be an object with fields, got NoneType"),
+        (b"[1, 2]", "line 2: the row is a list of 2; it must be an object with fields"),
+        (b"null", "line 2: the row is null; it must be an object with fields"),
         (b'{"prompt": "\xff"}', "line 2: the line is not UTF-8"),
         (b"[" * 100_000, "line 2: the line is not "),
         (b'{"n": ' + b"9" * 10_000 + b"}", "line 2: the line is not usable JSON"),
@@ -115,13 +115,13 @@ def test_shards_partition_the_rows(write_jsonl, shards):
 
 
 def test_bad_arguments(tmp_path):
-    with pytest.raises(ValueError, match=r"must end in .*\.jsonl.* got 'x.csv'"):
+    with pytest.raises(ValueError, match=r"source is 'x.csv'; it must end in .*\.jsonl"):
         read_pairs("x.csv")
     with pytest.raises(FileNotFoundError, match="not a file"):
         read_pairs(tmp_path / "none.jsonl")
-    with pytest.raises(ValueError, match="on_error must be 'raise' or 'skip', got 'ignore'"):
+    with pytest.raises(ValueError, match="on_error is 'ignore'; it must be 'raise' or 'skip'"):
         read_pairs([], on_error="ignore")
-    with pytest.raises(ValueError, match="index must be in"):
+    with pytest.raises(ValueError, match=r"index is .*; it must be in"):
         read_pairs([]).shard(2, 2)
 
 
@@ -140,3 +140,81 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
 
     small, large = peak(1_000), peak(10_000)
     assert large < small + 100_000, "ten times the rows, 2.5 MB more on disk"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("[{}][{}]", "[{}] x", "[{}]]", "[{},,{}]", "[[{}]]]", "[{} {}]", "[{},]", "[,{}]", "[", "[{}", "[{},", "[1e"),
+        '[{"a": 1, "a": 2}]',
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("on_error", ["raise", "skip"])
+@pytest.mark.parametrize("long", [False, True], ids=["one chunk", "two chunks"])
+def test_what_is_no_single_array_is_refused_and_never_cut(tmp_path, content, on_error, long):
+    path = tmp_path / "x.json"
+    path.write_text(" " * (1 << 16) * long + content)
+    with pytest.raises(RowError, match=r"x\.json, row \d: .*; it must be one valid JSON array"):
+        list(iterate_rows(path)) if on_error == "raise" else list(read_pairs(path, on_error="skip"))
+
+
+@pytest.mark.parametrize("content", ["[]", " [ ] \n", "[1, 22, 333]", "[1,\n2]\n\n", "[" + "1" * 70_000 + "]"])
+def test_whole_arrays(tmp_path, content):
+    path = tmp_path / "x.json"
+    path.write_text(content)
+    if len(content) < 1000:
+        assert [row.content for row in iterate_rows(path)] == json.loads(content)
+    else:
+        with pytest.raises(RowError, match="the array cannot be read"):
+            list(iterate_rows(path))
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "no gzip", "cut header"])
+@pytest.mark.parametrize("name", ["x.jsonl.gz", "x.json.gz"])
+@pytest.mark.parametrize("on_error", ["raise", "skip"])
+def test_a_damaged_gzip_file_is_one_sentence_and_is_not_skipped(tmp_path, damage, name, on_error):
+    rows = [{**ROW, "original": str(number * 7919)} for number in range(5_000)]
+    text = json.dumps(rows) if name == "x.json.gz" else "".join(json.dumps(row) + "\n" for row in rows)
+    content = bytearray(gzip.compress(text.encode()))
+    if damage == "flipped":
+        content[len(content) // 2] ^= 0xFF
+    spoiled = {"cut": content[: len(content) // 2], "no gzip": b"{}" * 100, "cut header": content[:6]}
+    (tmp_path / name).write_bytes(spoiled.get(damage, content))
+    with pytest.raises(RowError, match=rf"^{name} is damaged|not UTF-8|not valid JSON"):
+        list(read_pairs(tmp_path / name, on_error=on_error))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("x.jsonl", b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "x.jsonl is a Git LFS pointer"),
+        ("x.json", b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "x.json is a Git LFS pointer"),
+        ("x.parquet", b"version https://git-lfs.github.com/spec/v1\n", "x.parquet is damaged or no Parquet file"),
+        ("x.parquet", b"", "x.parquet is damaged or no Parquet file"),
+        ("x.parquet", b"PAR1" + b"\0" * 100 + b"PAR1", "x.parquet is damaged or no Parquet file"),
+        ("x.jsonl", json.dumps(ROW).encode("utf-16"), "x.jsonl is UTF-16, UTF-32 or no text"),
+        ("x.json", json.dumps([ROW]).encode("utf-16-le"), "x.json is UTF-16, UTF-32 or no text"),
+        ("x.json", json.dumps([ROW]).encode("utf-32"), "x.json is UTF-16, UTF-32 or no text"),
+    ],
+)
+@pytest.mark.parametrize("on_error", ["raise", "skip"])
+def test_a_file_that_is_something_else_is_refused_as_a_whole(tmp_path, name, content, message, on_error):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(RowError, match=message):
+        list(read_pairs(tmp_path / name, on_error=on_error))
+
+
+def test_files_put_together_keep_every_row(tmp_path):
+    path = tmp_path / "x.jsonl"
+    whole = b"\xef\xbb\xbf" + json.dumps(ROW).encode() + b"\n"
+    path.write_bytes(whole * 3 + b'{"a": 1}{"b": 2}\n{"a": 1, "a": 2}\n\0\n')
+    reader = read_pairs(path, on_error="skip")
+    assert [pair.line for pair in reader] == [1, 2, 3]
+    assert [message.split(": ")[1][:34] for message in reader.errors] == [
+        "the line is not valid JSON (Extra ",
+        "the line is not usable JSON (field",
+        "the line is not valid JSON (Expect",
+    ]
+    gz = tmp_path / "y.jsonl.gz"
+    gz.write_bytes(gzip.compress(whole) * 2)
+    assert len(list(read_pairs(gz))) == 2

@@ -30,7 +30,10 @@ class Unavailable(Exception):
 
 @dataclass(frozen=True)
 class Shape:
-    """Dimensions of one case. Sequences are ragged: `length` is that of the longest."""
+    """Dimensions of one case. Sequences are ragged: `length` is that of the longest.
+
+    `method` names what is computed, for an op that has several methods with peers of their own.
+    """
 
     batch: int
     length: int
@@ -39,13 +42,15 @@ class Shape:
     dtype: torch.dtype = torch.float32
     packed: bool = False
     rate: float = 0.0
+    method: str = ""
 
     @property
     def label(self) -> str:
         """What a table calls it: `256x2048 float32`."""
         sizes = "x".join(str(size) for size in (self.batch, self.length, self.hidden, self.vocab) if size)
         rate = f" {100 * self.rate:g} %" if self.rate else ""
-        return f"{sizes} {str(self.dtype).removeprefix('torch.')}{' packed' * self.packed}{rate}"
+        method = f" {self.method}" if self.method else ""
+        return f"{sizes} {str(self.dtype).removeprefix('torch.')}{' packed' * self.packed}{rate}{method}"
 
     def at_most(self, tokens: int) -> Shape:
         """The same, or two or more sequences of at most so many tokens together."""

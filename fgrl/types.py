@@ -12,6 +12,8 @@ from torch import Tensor
 
 Aggregation = Literal["token-mean", "token-sum", "seq-mean-token-sum", "seq-mean-token-mean"]
 KLEstimator = Literal["k1", "k2", "k3", "abs", "k1+", "k2+", "k3+", "abs+"]
+GroupBaseline = Literal["mean", "leave-one-out", "none"]
+GroupScale = Literal["group", "batch", "none"]
 
 
 class GAE(NamedTuple):

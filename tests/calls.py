@@ -17,13 +17,14 @@ LEADERS = {
     "edit_preference_loss": "chosen_rewards",
     "gae": "rewards",
     "token_advantages": "values",
+    "group_advantages": "token_rewards",
     "whiten": "advantages",
     "ppo_loss": "logprobs",
     "value_loss": "values",
     "linear_logprobs": "hidden",
     "linear_ppo_loss": "hidden",
 }
-SEQUENCE_OPS = ["gae", "token_advantages", "ppo_loss", "value_loss", "linear_ppo_loss"]
+SEQUENCE_OPS = ["gae", "token_advantages", "group_advantages", "ppo_loss", "value_loss", "linear_ppo_loss"]
 
 
 def good(op: str) -> dict[str, Any]:
@@ -38,6 +39,8 @@ def good(op: str) -> dict[str, Any]:
     rows |= {name: torch.ones(B, T) for name in ("chosen_edits", "rejected_edits", "chosen_mask", "rejected_mask")}
     rows |= {"hidden": torch.randn(B, T, D), "weight": torch.randn(V, D), "bias": torch.zeros(V)}
     rows |= {"targets": torch.zeros(B, T, dtype=torch.long), "norm_weight": torch.ones(D)}
+    if op == "group_advantages":  # whose `rewards` are one a sequence
+        rows |= {"rewards": torch.randn(B), "groups": torch.arange(B) // 2, "segment_ids": torch.zeros(B, T).long()}
     wanted = inspect.signature(getattr(fgrl.ops, op)).parameters
     return {name: value for name, value in rows.items() if name in wanted}
 

@@ -319,3 +319,71 @@ def linear_logprobs(
         logprobs[n] = logits[targets[n]] - log_normalizer
         entropies[n] = -math.fsum(math.exp(x - log_normalizer) * (x - log_normalizer) for x in logits)
     return logprobs, entropies
+
+
+def group_advantages(
+    rewards: Sequence[float] | None,
+    groups: Sequence[int],
+    token_rewards: Array | None,
+    sequences: Sequences,
+    size: int,
+    baseline: str = "mean",
+    scale: str = "group",
+    gamma: float = 1.0,
+    segment_ids: Sequence[int] | None = None,
+    min_temperature: float | None = None,
+) -> Array:
+    """Advantages of `size` flat tokens: items of one kind are compared first, then laid on the tokens."""
+    advantages = np.zeros(size)
+    if rewards is not None:
+        outcomes = [[float(reward)] if tokens else [] for reward, tokens in zip(rewards, sequences, strict=True)]
+        for tokens, compared in zip(sequences, _compared(outcomes, groups, baseline, scale), strict=True):
+            for t in tokens:
+                advantages[t] += compared[0]
+    if token_rewards is not None:
+        segments = [_segments(tokens, segment_ids) for tokens in sequences]
+        scores = [_min_form([float(token_rewards[s[-1]]) for s in row], min_temperature) for row in segments]
+        for row, compared in zip(segments, _compared(scores, groups, baseline, scale), strict=True):
+            for place, segment in enumerate(row):
+                for t in segment:
+                    advantages[t] += math.fsum(gamma**k * x for k, x in enumerate(compared[place:]))
+    return advantages
+
+
+def _segments(tokens: list[int], ids: Sequence[int] | None) -> list[list[int]]:
+    if ids is None:
+        return [[t] for t in tokens]
+    return [list(run) for _, run in itertools.groupby(tokens, key=lambda t: int(ids[t]))]
+
+
+def _min_form(scores: list[float], temperature: float | None) -> list[float]:
+    if temperature is None or not scores:
+        return scores
+    if temperature == 0:
+        least = scores.index(min(scores))
+        return [score if place == least else 0.0 for place, score in enumerate(scores)]
+    shares = [math.exp((min(scores) - score) / temperature) for score in scores]
+    return [score * share / math.fsum(shares) for score, share in zip(scores, shares, strict=True)]
+
+
+def _compared(items: list[list[float]], groups: Sequence[int], baseline: str, scale: str) -> list[list[float]]:
+    """Each sequence's items less their baseline, over their scale."""
+
+    def deviation(values: list[float]) -> float:
+        if len(values) < 2:
+            return 1.0
+        mean = math.fsum(values) / len(values)
+        return math.sqrt(math.fsum((x - mean) ** 2 for x in values) / (len(values) - 1)) + 1e-6
+
+    result = []
+    for own, own_items in enumerate(items):
+        mates = [other for other in range(len(items)) if groups[other] == groups[own]]
+        everything = [x for other in mates for x in items[other]]
+        others = [x for other in mates if other != own for x in items[other]]
+        centre = 0.0
+        if baseline != "none" and own_items:
+            pool = others if baseline == "leave-one-out" and others else everything
+            centre = math.fsum(pool) / len(pool)
+        by = {"none": 1.0, "group": deviation(everything), "batch": deviation([x for row in items for x in row])}[scale]
+        result.append([(x - centre) / by for x in own_items])
+    return result

@@ -25,6 +25,8 @@ SIGNATURES = {
     "token_advantages": "(token_rewards, values, logprobs, ref_logprobs, mask=None, *, sequence_rewards=None, "
     "reward_scale=1.0, reward_clip=None, kl_coef=0.0, kl_estimator='k1', gamma=1.0, lam=0.95, bootstrap=None, "
     "cu_seqlens=None)",
+    "group_advantages": "(rewards, groups, mask=None, *, token_rewards=None, baseline='mean', scale='group', "
+    "gamma=1.0, segment_ids=None, min_temperature=None, cu_seqlens=None)",
     "whiten": "(advantages, mask, moments=None, *, group=None)",
     "ppo_loss": "(logprobs, old_logprobs, advantages, mask=None, *, ref_logprobs=None, entropy=None, "
     "rollout_logprobs=None, normalizer=None, cu_seqlens=None, config=PPOLossConfig())",

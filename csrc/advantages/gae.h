@@ -75,23 +75,6 @@ struct Recursion {
   }
 };
 
-// The tokens of the runs, one run behind the other.
-template <typename T>
-inline void bring_together(const T* in, const std::vector<TokenRun>& runs, T* out) {
-  for (const TokenRun& run : runs) out = std::copy_n(in + run.begin, run.end - run.begin, out);
-}
-
-// The reverse, with 0 between them.
-template <typename T>
-inline void spread(const T* in, const std::vector<TokenRun>& runs, T* out) {
-  int64_t end = runs.front().begin;
-  for (const TokenRun& run : runs) {
-    std::fill(out + end, out + run.begin, T(0));
-    std::copy_n(in, run.end - run.begin, out + run.begin);
-    in += run.end - run.begin, end = run.end;
-  }
-}
-
 #define FGRL_KERNEL_FILE "advantages/gae.inc"
 #include "simd/for_each_isa.inc"
 

@@ -3,6 +3,7 @@
 from fgrl.ops.align_edits import align_edits
 from fgrl.ops.edit_preference_loss import edit_preference_loss
 from fgrl.ops.gae import gae
+from fgrl.ops.group_advantages import group_advantages
 from fgrl.ops.linear_logprobs import linear_logprobs
 from fgrl.ops.linear_ppo_loss import linear_ppo_loss
 from fgrl.ops.ppo_loss import ppo_loss
@@ -31,6 +32,7 @@ __all__ = [
     "align_edits",
     "edit_preference_loss",
     "gae",
+    "group_advantages",
     "linear_logprobs",
     "linear_ppo_loss",
     "ppo_loss",

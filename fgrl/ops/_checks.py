@@ -14,6 +14,8 @@ from torch import Tensor
 from fgrl.ops import _values
 from fgrl.types import PPOLossConfig, is_number
 
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
 
 def check_float(name: str, tensor: Tensor) -> None:
     """`tensor` must be a floating-point tensor."""
@@ -141,6 +143,14 @@ def check_config(config: PPOLossConfig) -> None:
     """`config` must be a `PPOLossConfig`, which has checked its own fields."""
     if not isinstance(config, PPOLossConfig):
         raise ValueError(f"config is {_describe(config)}; it must be a PPOLossConfig")
+
+
+def check_integers(name: str, tensor: Tensor) -> None:
+    """`tensor` must be an integer tensor; a bool is none."""
+    if not isinstance(tensor, Tensor):
+        raise ValueError(f"{name} is {_describe(tensor)}; it must be an integer tensor")
+    if tensor.dtype not in _INTEGERS:
+        raise ValueError(f"{name} has dtype {tensor.dtype}; it must be an integer tensor")
 
 
 def check_choice(name: str, value: object, options: Sequence[str]) -> None:

@@ -8,6 +8,7 @@ input's dtype, and select by mask before they compute, so that what stands at a 
 from fgrl.reference.align_edits import align_edits
 from fgrl.reference.edit_preference_loss import edit_preference_loss
 from fgrl.reference.gae import gae
+from fgrl.reference.group_advantages import group_advantages
 from fgrl.reference.linear_logprobs import linear_logprobs
 from fgrl.reference.linear_ppo_loss import linear_ppo_loss
 from fgrl.reference.ppo_loss import ppo_loss
@@ -21,6 +22,7 @@ __all__ = [
     "align_edits",
     "edit_preference_loss",
     "gae",
+    "group_advantages",
     "linear_logprobs",
     "linear_ppo_loss",
     "ppo_loss",

@@ -41,7 +41,8 @@ def test_every_path_agrees_under_address_and_undefined_sanitizers(tmp_path: Path
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "source", ["advantages_check.cpp", "losses_check.cpp", "token_reward_head_check.cpp", "whiten_check.cpp"]
+    "source",
+    ["advantages_check.cpp", "groups_check.cpp", "losses_check.cpp", "token_reward_head_check.cpp", "whiten_check.cpp"],
 )
 def test_every_instruction_set_agrees_with_the_definition(source: str, tmp_path: Path) -> None:
     driver = build(tmp_path, source, "-fsanitize=address,undefined", "-fno-sanitize-recover=all")

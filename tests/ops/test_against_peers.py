@@ -1,10 +1,13 @@
 """Peers' formulas, restated: we agree where they are right, and the tests show where they are not.
 
 Read from verl 0.9.1 (`trainer/ppo/core_algos.py`, `utils/torch_functional.py`), OpenRLHF 0.11.2 (`models/loss.py`,
-`models/utils.py`, `trainer/ppo_utils/experience_maker.py`) and TRL 1.16 (`trainer/grpo_trainer.py`).
+`models/utils.py`, `trainer/ppo_utils/experience_maker.py`) and TRL 1.16 (`trainer/grpo_trainer.py`,
+`trainer/rloo_trainer.py`).
 """
 
 from __future__ import annotations
+
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -133,6 +136,105 @@ class TestGAE:
         assert not torch.allclose(unmasked[0][:, :2], unmasked[1][:, :2])
         ours = [fgrl.ops.gae(torch.ones(1, 3), values, mask).advantages for values in (clean, dirty)]
         assert torch.equal(*ours)
+
+
+def verl_outcome(
+    token_rewards: torch.Tensor, mask: torch.Tensor, groups: torch.Tensor, method: str, alone: float = 0.0
+) -> torch.Tensor:
+    """GRPO ("grpo", "dr-grpo") and RLOO of outcomes given as the sum of the tokens' rewards, group by group.
+
+    `alone` is the mean that a group of one is given: 0 in the loops, as if it had a baseline.
+    """
+    scores = token_rewards.sum(1)
+    advantages = torch.empty_like(scores)
+    for group in groups.unique():
+        rows = groups == group
+        size, mates = int(rows.sum()), scores[rows]
+        if size == 1:
+            advantages[rows] = mates - alone
+        elif method == "rloo":
+            advantages[rows] = mates * size / (size - 1) - mates.mean() * size / (size - 1)
+        else:
+            by = mates.std() + 1e-6 if method == "grpo" else 1.0
+            advantages[rows] = (mates - mates.mean()) / by
+    return advantages[:, None] * mask
+
+
+class TestGroups:
+    METHODS: ClassVar[dict[str, dict[str, Any]]] = {
+        "grpo": {},
+        "dr-grpo": {"scale": "none"},
+        "rloo": {"scale": "none", "baseline": "leave-one-out"},
+    }
+
+    def draw(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Outcomes, the same as rewards of the last valid token, groups of 2 and of 4, and a mask with holes."""
+        rewards, mask = torch.randn(6), make_mask("holes", (6, 9))
+        assert mask is not None
+        last = mask & (mask.flip(1).cumsum(1).flip(1) == 1)
+        return rewards, torch.where(last, rewards[:, None], 0.0), torch.tensor([3, 5, 3, 5, 5, 5]), mask
+
+    @pytest.mark.parametrize("method", METHODS)
+    def test_agrees_with_verl(self, method: str) -> None:
+        rewards, token_rewards, groups, mask = self.draw()
+        ours = fgrl.ops.group_advantages(rewards, groups, mask, **self.METHODS[method])
+        torch.testing.assert_close(ours, verl_outcome(token_rewards, mask, groups, method))
+
+    def test_agrees_with_trl(self) -> None:
+        """GRPO and RLOO of equal groups in order; a batch's scale is that of all rewards, not of the centred ones."""
+        rewards, mask, groups = torch.randn(6), torch.ones(6, 2), torch.tensor([0, 0, 0, 1, 1, 1])
+        grouped = rewards.view(2, 3)
+        centred = grouped - grouped.mean(1, keepdim=True)
+        theirs = {
+            "group": centred / (grouped.std(1, keepdim=True) + 1e-6),
+            "batch": centred / (rewards.std() + 1e-6),
+            "none": centred,
+        }
+        for scale, expected in theirs.items():
+            ours = fgrl.ops.group_advantages(rewards, groups, mask, scale=scale)
+            torch.testing.assert_close(ours[:, 0], expected.view(-1))
+        alone = grouped - (grouped.sum(1, keepdim=True) - grouped) / 2
+        ours = fgrl.ops.group_advantages(rewards, groups, mask, baseline="leave-one-out", scale="none")
+        torch.testing.assert_close(ours[:, 0], alone.view(-1))
+
+    def test_verl_returns_to_go_are_reinforce_plus_plus(self) -> None:
+        rewards, mask = torch.randn(3, 9), make_mask("holes", (3, 9))
+        assert mask is not None
+        running, columns = torch.zeros(3), []
+        for t in reversed(range(9)):
+            fresh = rewards[:, t] + 0.9 * running
+            columns.insert(0, fresh * mask[:, t])
+            running = torch.where(mask[:, t], fresh, running)
+        ours = fgrl.ops.group_advantages(
+            None, torch.zeros(3).long(), mask, token_rewards=rewards, baseline="none", scale="none", gamma=0.9
+        )
+        torch.testing.assert_close(ours, torch.stack(columns, 1))
+
+    def test_verl_gives_a_group_of_one_its_raw_reward(self) -> None:
+        """As if the baseline of a lone response were 0: a prompt whose siblings were filtered out is reinforced for
+        any positive reward. TRL, and verl's own vectorised RLOO, give 0, which is what its mean makes of it."""
+        rewards, mask, groups = torch.tensor([5.0]), torch.ones(1, 2), torch.tensor([0])
+        token_rewards = torch.tensor([[0.0, 5.0]])
+        for method, options in self.METHODS.items():
+            assert verl_outcome(token_rewards, mask, groups, method).tolist() == [[5, 5]]
+            assert verl_outcome(token_rewards, mask, groups, method, alone=5.0).tolist() == [[0, 0]]
+            assert fgrl.ops.group_advantages(rewards, groups, mask, **options).tolist() == [[0, 0]]
+
+    def test_verl_sums_the_rewards_under_the_mask_too(self) -> None:
+        """A reward on padding (a score placed behind the end, NaN of a reward model there) is part of its outcome."""
+        _, token_rewards, groups, mask = self.draw()
+        dirty = torch.where(mask, token_rewards, NAN)
+        assert verl_outcome(dirty, mask, groups, "grpo").isnan().any()
+        clean = fgrl.ops.group_advantages(None, groups, mask, token_rewards=token_rewards)
+        assert torch.equal(fgrl.ops.group_advantages(None, groups, mask, token_rewards=dirty), clean)
+
+    def test_a_filler_row_moves_the_baseline_of_verl_and_trl(self) -> None:
+        """A row without a valid token, added to fill a batch: to them one more response, of reward 0."""
+        rewards, groups, mask = torch.tensor([1.0, 3.0, 0.0]), torch.zeros(3).long(), torch.ones(3, 1)
+        mask[2] = 0
+        theirs = verl_outcome(rewards[:, None], mask, groups, "dr-grpo")
+        assert theirs[:2, 0].tolist() != [-1, 1]
+        assert fgrl.ops.group_advantages(rewards, groups, mask, scale="none")[:, 0].tolist() == [-1, 1, 0]
 
 
 class TestWhitening:

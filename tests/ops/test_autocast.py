@@ -36,6 +36,7 @@ def arguments(op: str, dtype: torch.dtype) -> dict[str, Any]:
         "token_advantages": dict(
             zip(("token_rewards", "values", "logprobs", "ref_logprobs"), rows, strict=True), mask=mask, kl_coef=0.1
         ),
+        "group_advantages": {"rewards": rows[0][:, 0], "groups": targets[:, 0], "mask": mask, "token_rewards": rows[1]},
         "whiten": {"advantages": rows[0], "mask": mask},
         "ppo_loss": dict(zip(("logprobs", "old_logprobs", "advantages"), rows[:3], strict=True), mask=mask),
         "value_loss": dict(zip(("values", "old_values", "returns"), rows[:3], strict=True), mask=mask),

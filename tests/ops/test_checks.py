@@ -15,16 +15,19 @@ from fgrl.ops import PPOLossConfig
 NAN = float("nan")
 
 
+INTEGERS = ("targets", "groups", "segment_ids")
+
+
 def other_shape(name: str) -> torch.Tensor:
     sizes = {"weight": (V, D + 1), "bias": (V + 1,), "norm_weight": (D + 1,), "hidden": (B, T, D + 1)}
-    sizes |= {"bootstrap": (B + 1,), "sequence_rewards": (B + 1,), "moments": (4,)}
-    dtype = torch.long if name == "targets" else torch.float32
+    sizes |= {"bootstrap": (B + 1,), "sequence_rewards": (B + 1,), "moments": (4,), "groups": (B + 1,)}
+    dtype = torch.long if name in INTEGERS else torch.float32
     return torch.zeros(sizes.get(name, (B, T + 1)), dtype=dtype)
 
 
 TENSORS = [(op, name) for op in LEADERS for name in good(op)]
 FOLLOWERS = [(op, name) for op, name in TENSORS if LEADERS[op] != name]
-FLOATS = [(op, name) for op, name in TENSORS if not name.endswith(("mask", "edits")) and name != "targets"]
+FLOATS = [(op, name) for op, name in TENSORS if not name.endswith(("mask", "edits")) and name not in INTEGERS]
 OPTIONAL = {
     "mask",
     "bootstrap",
@@ -85,6 +88,15 @@ def test_wrong_dtype_of_targets(op: str, dtype: torch.dtype) -> None:
     assert str(dtype) in fails(op, "targets", targets=torch.zeros(B, T, dtype=dtype))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bool], ids=str)
+@pytest.mark.parametrize("name", ["groups", "segment_ids"])
+def test_wrong_dtype_of_ids(name: str, dtype: torch.dtype) -> None:
+    """A bool is no id: where one is passed, it is likely a mask in the wrong place."""
+    message = fails("group_advantages", name, **{name: good("group_advantages")[name].to(dtype)})
+    assert message.startswith(name)
+    assert str(dtype) in message
+
+
 @pytest.mark.parametrize(("op", "name"), FOLLOWERS, ids=[".".join(case) for case in FOLLOWERS])
 def test_wrong_device(op: str, name: str) -> None:
     changes = {name: good(op)[name].to("meta")}
@@ -106,6 +118,8 @@ NONE_IS_MEANT = {
     ("token_advantages", "token_rewards"),
     ("token_advantages", "logprobs"),
     ("token_advantages", "ref_logprobs"),
+    ("group_advantages", "rewards"),
+    ("group_advantages", "segment_ids"),
     ("ppo_loss", "old_logprobs"),
     ("ppo_loss", "ref_logprobs"),
     ("ppo_loss", "entropy"),
@@ -144,6 +158,12 @@ SCALARS = {
         *[("reward_clip", bad) for bad in (0.0, -1.0, NAN, True, "1", (1.0, -1.0), (1.0,), (NAN, 1.0), ["a", "b"])],
         *[("reward_scale", bad) for bad in (NAN, float("inf"), None)],
     ],
+    "group_advantages": [
+        *[("gamma", bad) for bad in (-0.1, 1.1, NAN, "1", None, True)],
+        *[("baseline", bad) for bad in ("rloo", "Mean", "", None)],
+        *[("scale", bad) for bad in ("std", True, "", None)],
+        *[("min_temperature", bad) for bad in (-0.1, NAN, float("inf"), "0", True)],
+    ],
     "edit_preference_loss": [
         *[("reduction", bad) for bad in ("max", None, "")],
         *[("unchanged_weight", bad) for bad in (-0.1, NAN, None)],
@@ -174,6 +194,7 @@ def test_options_outside_their_range(op: str, name: str, bad: Any) -> None:
 NUMBERS = {
     "gae": {"gamma": 1, "lam": 0.5},
     "token_advantages": {"gamma": 1, "lam": 0.5, "kl_coef": 0.5, "reward_scale": 3, "reward_clip": 1},
+    "group_advantages": {"gamma": 1, "min_temperature": 0.5},
     "edit_preference_loss": {"unchanged_weight": 0.5, "margin": 1},
     "token_reward_head": {"norm_eps": 0.5},
     "value_loss": {"clip": 0.5, "normalizer": 3},
@@ -239,7 +260,7 @@ def test_cu_seqlens_with_padded_tensors(op: str) -> None:
     assert "[2, 3]" in fails(op, "cu_seqlens", cu_seqlens=torch.tensor([0, 3, 6]))
 
 
-@pytest.mark.parametrize("op", ["gae", "token_advantages"])
+@pytest.mark.parametrize("op", ["gae", "token_advantages", "group_advantages"])
 def test_packed_without_cu_seqlens(op: str) -> None:
     fails(op, "cu_seqlens", **packed(op))
 
@@ -284,6 +305,10 @@ def test_a_target_outside_the_vocabulary(op: str, target: int) -> None:
         ("ppo_loss", {"entropy": None, "config": PPOLossConfig(entropy_coef=0.1)}),
         ("value_loss", {"old_values": None, "clip": 0.2}),
         ("token_advantages", {"ref_logprobs": None, "kl_coef": 0.1}),
+        ("group_advantages", {"rewards": None, "token_rewards": None, "segment_ids": None}),
+        ("group_advantages", {"mask": None, "token_rewards": None, "segment_ids": None}),
+        ("group_advantages", {"token_rewards": None}),
+        ("group_advantages", {"token_rewards": None, "segment_ids": None, "min_temperature": 0.1}),
         ("token_advantages", {"logprobs": None, "kl_coef": 0.1}),
     ],
     ids=lambda value: value if isinstance(value, str) else next(iter(value)),

@@ -32,6 +32,9 @@ FUNCTIONS: dict[str, Callable[[Tensor, float], Tensor]] = {
     "token_advantages": lambda x, number: (
         fgrl.ops.token_advantages(x, x, x, x - 1, kl_coef=number, reward_scale=number, reward_clip=number).advantages
     ),
+    "group_advantages": lambda x, number: fgrl.ops.group_advantages(
+        x[:, 0], (x[:, 1] > 0).long(), token_rewards=x, gamma=number, min_temperature=number
+    ),
     "ppo_loss": lambda x, number: fgrl.ops.ppo_loss(x, x / 2, x, normalizer=number).loss,
     "ppo_loss's config": every_coefficient,
     "value_loss": lambda x, number: fgrl.ops.value_loss(x, x / 2, x + 1, clip=number, normalizer=number).loss,

@@ -37,6 +37,18 @@ def run_token_advantages(batch: int, length: int) -> tuple[Callable[..., Any], l
     return run, [*rows(batch, length, 4), torch.randn(batch), torch.rand(batch)]
 
 
+def run_group_advantages(batch: int, length: int) -> tuple[Callable[..., Any], list[Tensor]]:
+    mask, ids = torch.rand(batch, length) < 0.7, torch.arange(length).expand(batch, length) // 3
+    groups = torch.arange(batch) % 2
+
+    def run(rewards: Tensor, token_rewards: Tensor) -> Tensor:
+        return fgrl.ops.group_advantages(
+            rewards, groups, mask, token_rewards=token_rewards, segment_ids=ids, min_temperature=0.5, gamma=0.9
+        )
+
+    return run, [torch.randn(batch), *rows(batch, length, 1)]
+
+
 def run_ppo_loss(batch: int, length: int) -> tuple[Callable[..., Any], list[Tensor]]:
     mask = torch.rand(batch, length) < 0.7
 
@@ -92,6 +104,7 @@ def run_linear_ppo_loss(batch: int, length: int) -> tuple[Callable[..., Any], li
 CASES = [
     run_gae,
     run_token_advantages,
+    run_group_advantages,
     run_whiten,
     run_ppo_loss,
     run_value_loss,
@@ -127,12 +140,13 @@ def test_compiles_to_one_graph_and_not_again_for_another_length(case: Callable[.
         return graph.forward
 
     operator = name(case)
-    if backend.resolve(operator, CPU) == "reference" and operator in ("gae", "token_advantages"):
+    if backend.resolve(operator, CPU) == "reference" and operator in ("gae", "token_advantages", "group_advantages"):
         pytest.skip("the reference's loop over time is unrolled for each length")
     mask = torch.ones(3, max(lengths), dtype=torch.bool)
     functions: dict[str, Callable[..., Any]] = {
         "gae": lambda x, m: fgrl.ops.gae(x, x, m).advantages,
         "token_advantages": lambda x, m: fgrl.ops.token_advantages(x, x, x, x, m, kl_coef=0.1).advantages,
+        "group_advantages": lambda x, m: fgrl.ops.group_advantages(x[:, 0], (x[:, 1] > 0).long(), m, token_rewards=x),
         "whiten": fgrl.ops.whiten,
         "ppo_loss": lambda x, m: fgrl.ops.ppo_loss(x, x.detach(), x.detach(), m).loss,
         "value_loss": lambda x, m: fgrl.ops.value_loss(x, x.detach(), x.detach(), m).loss,

@@ -52,6 +52,7 @@ def calls() -> dict[str, tuple[tuple[Any, ...], dict[str, Any]]]:
         "edit_preference_loss": ((rows[0], rows[1], mask, ~mask), {"reduction": "mean"}),
         "gae": ((rows[0], rows[1], mask), {"lam": torch.tensor([0.5, 0.9])}),
         "token_advantages": ((*rows, mask), {"kl_coef": 0.1}),
+        "group_advantages": ((rows[0][:, 0], targets[:, 0], mask), {"token_rewards": rows[1], "segment_ids": targets}),
         "whiten": ((rows[0], mask), {}),
         "ppo_loss": ((*rows[:3], mask), {"ref_logprobs": rows[3]}),
         "value_loss": ((*rows[:3], mask), {}),

@@ -12,8 +12,8 @@ static void softmax_row() {
   const LogitScale<float> scale{0.5f, 30.0f};
   measured([&] {
     const RowStatistics<float> found = row_statistics<float>(logits.data(), bias.data(), SIZE, TARGET, scale);
-    const RowSlopes<float> slopes{found.max, -1 / found.sum, 0.1f / found.sum, 1.0f};
-    row_gradient<float>(logits.data(), bias.data(), SIZE, TARGET, scale, slopes, gradient.data());
+    const RowGrad<float> grad{found.max, -1 / found.sum, 0.1f / found.sum, 1.0f};
+    row_gradient<float>(logits.data(), bias.data(), SIZE, TARGET, scale, grad, gradient.data());
   });
 }
 

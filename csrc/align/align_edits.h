@@ -115,24 +115,24 @@ template <typename Token>
 class ThreadAligner {
  public:
   ThreadAligner(Algorithm algorithm, Isa isa) {
-    if (!kept() || !kept()->runs(algorithm, isa)) kept() = std::make_unique<Aligner<Token>>(algorithm, isa);
+    if (!cached() || !cached()->runs(algorithm, isa)) cached() = std::make_unique<Aligner<Token>>(algorithm, isa);
   }
   ThreadAligner(const ThreadAligner&) = delete;
 
   // Pairs that an exception left unaligned are forgotten, and memory that few batches need is given back.
   ~ThreadAligner() {
-    if (!finished_ || kept()->memory() > size_t{1} << 22) kept().reset();
+    if (!finished_ || cached()->memory() > size_t{1} << 22) cached().reset();
   }
 
-  void add(Core<Token> a, Core<Token> b, Labels labels, int64_t* distance) { kept()->add(a, b, labels, distance); }
+  void add(Core<Token> a, Core<Token> b, Labels labels, int64_t* distance) { cached()->add(a, b, labels, distance); }
 
   void finish() {
-    kept()->finish();
+    cached()->finish();
     finished_ = true;
   }
 
  private:
-  static std::unique_ptr<Aligner<Token>>& kept() {
+  static std::unique_ptr<Aligner<Token>>& cached() {
     thread_local std::unique_ptr<Aligner<Token>> aligner;
     return aligner;
   }
@@ -146,11 +146,11 @@ std::vector<int64_t> longest_first(Packed<Token> original, Packed<Token> edited,
   const auto size_class = [&](int64_t pair) {
     return leading_zeros(static_cast<uint64_t>(original[pair].size) * static_cast<uint64_t>(edited[pair].size));
   };
-  int64_t place[65] = {};
-  for (int64_t pair = 0; pair < batch; ++pair) ++place[size_class(pair)];
-  std::exclusive_scan(std::begin(place), std::end(place), std::begin(place), int64_t{0});
+  int64_t position[65] = {};
+  for (int64_t pair = 0; pair < batch; ++pair) ++position[size_class(pair)];
+  std::exclusive_scan(std::begin(position), std::end(position), std::begin(position), int64_t{0});
   std::vector<int64_t> order(static_cast<size_t>(batch));
-  for (int64_t pair = 0; pair < batch; ++pair) order[place[size_class(pair)]++] = pair;
+  for (int64_t pair = 0; pair < batch; ++pair) order[position[size_class(pair)]++] = pair;
   return order;
 }
 

@@ -91,7 +91,7 @@ class BitParallel {
     strips_ = (rows() + 64 * runner_.lanes - 1) / (64 * runner_.lanes);
     blocks_ = (columns() + BLOCK - 1) / BLOCK;
     border_words_ = (columns() + 63) / 64;
-    borders_p_.assign(border_words_, ~uint64_t{0});  // above the first row D rises with every column
+    borders_p_.assign(border_words_, ~uint64_t{0});  // above the first row D grows by one a column
     borders_n_.assign(border_words_, 0);
     borders_p_.resize(strips_ * border_words_);
     borders_n_.resize(strips_ * border_words_);
@@ -102,7 +102,7 @@ class BitParallel {
     for (int64_t strip = 0; strip < strips_; ++strip) {
       uint64_t* edge_p = edges_p_.data() + strip * blocks_ * runner_.lanes;
       uint64_t* edge_n = edges_n_.data() + strip * blocks_ * runner_.lanes;
-      std::fill_n(edge_p, runner_.lanes, ~uint64_t{0});  // left of the first column D rises with every row
+      std::fill_n(edge_p, runner_.lanes, ~uint64_t{0});  // left of the first column D grows by one a row
       std::fill_n(edge_n, runner_.lanes, 0);
       const bool last = strip + 1 == strips_;
       if (last && blocks_ == 1) break;

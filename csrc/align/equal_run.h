@@ -17,7 +17,7 @@ inline uint64_t read_word(const void* from) {
 }
 
 // Reading backward, long sequences come from memory faster when they are asked for this many bytes ahead.
-constexpr int64_t AHEAD = 2048;
+constexpr int64_t PREFETCH_BYTES = 2048;
 
 inline void prefetch(const char* at) {
 #if defined(__GNUC__)

@@ -1,7 +1,7 @@
 // out = a b, or out += a b, for matrices of float or BFloat16 with any strides, summed in float. Torch-free.
 //
-// Of float for the processors of which MKL, PyTorch's product, uses half of what they can do: it looks for its own
-// maker's. Of BFloat16 for those with AVX512_BF16, because PyTorch's product rounds what it returns to BFloat16. The
+// Of float for the processors on which MKL, PyTorch's product, reaches half of the peak: it chooses code by vendor. Of
+// BFloat16 for those with AVX512_BF16, because PyTorch's product rounds what it returns to BFloat16. The
 // method is the usual one (Goto and van de Geijn, ACM TOMS 34, 2008): blocks of a and b are copied into the order in
 // which a kernel reads them, which keeps a tile of the result in registers. Nothing depends on the number of threads.
 //

@@ -54,7 +54,7 @@ Tensor logit_statistics(const Tensor& logits, const OptionalTensor& bias, const 
   return statistics;
 }
 
-void logit_gradient(const Tensor& logits, const OptionalTensor& bias, const Tensor& targets, const Tensor& slopes,
+void logit_gradient(const Tensor& logits, const OptionalTensor& bias, const Tensor& targets, const Tensor& grad,
                     double temperature, std::optional<double> softcap, Tensor out) {
   const ScalarType dtype = logits.scalar_type(), out_dtype = out.scalar_type();
   STD_TORCH_CHECK(out_dtype == dtype || (out_dtype == ScalarType::BFloat16 && dtype == ScalarType::Float),
@@ -65,7 +65,7 @@ void logit_gradient(const Tensor& logits, const OptionalTensor& bias, const Tens
     using T = decltype(zero);
     Inputs inputs(dtype), ids(ScalarType::Long);
     const Rows<T> rows(inputs, ids, logits, bias, targets, temperature, softcap);
-    const T* from = inputs.read<T>(slopes, 4 * rows.count);
+    const T* from = inputs.read<T>(grad, 4 * rows.count);
     const int64_t n = rows.count, stride = out.stride(0);
     const auto write = [&](auto* to) {
       rows.for_each([&](const T* row, int64_t i) {

@@ -31,9 +31,9 @@ struct RowStatistics {
 };
 
 template <typename T>
-struct RowSlopes {
+struct RowGrad {
   T max;
-  T constant, linear, target;  // a, b and c
+  T constant, linear, target;  // a, b and c of the gradient
 };
 
 #define FGRL_KERNEL_FILE "linear/softmax_rows.inc"
@@ -49,8 +49,8 @@ RowStatistics<T> row_statistics(const T* logits, const T* bias, int64_t size, in
 // The gradient by the logits, which may take their place, also in a shorter format: row for row, from where each begins.
 template <typename E>
 void row_gradient(const Compute<E>* logits, const Compute<E>* bias, int64_t size, int64_t target,
-                  const LogitScale<Compute<E>>& scale, const RowSlopes<Compute<E>>& slopes, E* out) {
-  FGRL_DISPATCH(row_gradient, E)(logits, bias, size, target, scale, slopes, out);
+                  const LogitScale<Compute<E>>& scale, const RowGrad<Compute<E>>& grad, E* out) {
+  FGRL_DISPATCH(row_gradient, E)(logits, bias, size, target, scale, grad, out);
 }
 
 }  // namespace fgrl

@@ -40,8 +40,8 @@ void with_type(ScalarType dtype, const Run& run) {
   }
 }
 
-// Keeps what it had to copy: inputs of another dtype or layout. The usual ones, contiguous and of the dtype of the
-// computation, are read where they are.
+// Owns the copies of inputs of another dtype or layout. The usual ones, contiguous and of the dtype of the computation,
+// are read where they are.
 class Inputs {
  public:
   explicit Inputs(ScalarType dtype) : dtype_(dtype) {}
@@ -49,7 +49,7 @@ class Inputs {
   template <typename T>
   const T* read(const OptionalTensor& tensor, int64_t size) {
     if (!tensor) return nullptr;
-    return static_cast<const T*>(keep(*tensor, dtype_, size).const_data_ptr());
+    return static_cast<const T*>(contiguous(*tensor, dtype_, size).const_data_ptr());
   }
 
   TokenMask mask(const OptionalTensor& mask, int64_t size) {
@@ -57,8 +57,8 @@ class Inputs {
     const ScalarType dtype = mask->scalar_type();
     const bool floating = dtype == ScalarType::Half || dtype == ScalarType::BFloat16 || dtype == ScalarType::Float ||
                           dtype == ScalarType::Double;
-    const Tensor& kept = keep(*mask, dtype, size);
-    return {kept.const_data_ptr(), static_cast<int>(kept.element_size()), floating};
+    const Tensor& usable = contiguous(*mask, dtype, size);
+    return {usable.const_data_ptr(), static_cast<int>(usable.element_size()), floating};
   }
 
   // The rows of `like [B, T]`, or what cu_seqlens says of `like [N]`. Its values were checked by the public op.
@@ -67,8 +67,8 @@ class Inputs {
     const ScalarType dtype = cu_seqlens->scalar_type();
     STD_TORCH_CHECK(dtype == ScalarType::Int || dtype == ScalarType::Long, "cu_seqlens must be int32 or int64");
     STD_TORCH_CHECK(cu_seqlens->numel() > 0, "cu_seqlens must have an entry");
-    const Tensor& kept = keep(*cu_seqlens, dtype, cu_seqlens->numel());
-    const Sequences result{kept.numel() - 1, 0, kept.const_data_ptr(), dtype == ScalarType::Long};
+    const Tensor& usable = contiguous(*cu_seqlens, dtype, cu_seqlens->numel());
+    const Sequences result{usable.numel() - 1, 0, usable.const_data_ptr(), dtype == ScalarType::Long};
     STD_TORCH_CHECK(result.begin(0) == 0 && result.begin(result.count) == like.numel(),
                     "cu_seqlens must start at 0 and end at the number of tokens");
     for (int64_t i = 0; i < result.count; ++i) {
@@ -78,15 +78,15 @@ class Inputs {
   }
 
  private:
-  const Tensor& keep(const Tensor& tensor, ScalarType dtype, int64_t size) {
+  const Tensor& contiguous(const Tensor& tensor, ScalarType dtype, int64_t size) {
     STD_TORCH_CHECK(tensor.is_cpu() && tensor.numel() == size, "tensors must be on the CPU and of fitting shapes");
-    Tensor kept = tensor.scalar_type() == dtype ? tensor : torch::stable::to(tensor, dtype);
-    kept_.push_back(kept.is_contiguous() ? kept : torch::stable::contiguous(kept));
-    return kept_.back();
+    Tensor usable = tensor.scalar_type() == dtype ? tensor : torch::stable::to(tensor, dtype);
+    copies_.push_back(usable.is_contiguous() ? usable : torch::stable::contiguous(usable));
+    return copies_.back();
   }
 
   ScalarType dtype_;
-  std::vector<Tensor> kept_;
+  std::vector<Tensor> copies_;
 };
 
 // Fresh memory is mapped page by page as it is written, which for a large output takes longer than writing it: pages of

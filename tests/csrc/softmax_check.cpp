@@ -27,17 +27,17 @@ static void check(int64_t size, bool has_bias, double softcap, std::mt19937& ran
   const fgrl::LogitScale<T> scale{T(1.25), static_cast<T>(softcap)};
   const T* const biases = has_bias ? bias.data() : nullptr;
   const auto found = fgrl::row_statistics<T>(logits.data(), biases, size, target, scale);
-  const fgrl::RowSlopes<T> slopes{found.max, T(-0.3), T(0.2), T(0.7)};
-  fgrl::row_gradient(logits.data(), biases, size, target, scale, slopes, gradient.data());
+  const fgrl::RowGrad<T> grad{found.max, T(-0.3), T(0.2), T(0.7)};
+  fgrl::row_gradient(logits.data(), biases, size, target, scale, grad, gradient.data());
 
   if constexpr (sizeof(T) == 4) {  // rounded to a shorter format, in place of the logits
     std::vector<T> place(logits);
     std::vector<fgrl::BFloat16> rounded(size);
-    fgrl::row_gradient(place.data(), biases, size, target, scale, slopes, reinterpret_cast<fgrl::BFloat16*>(place.data()));
+    fgrl::row_gradient(place.data(), biases, size, target, scale, grad, reinterpret_cast<fgrl::BFloat16*>(place.data()));
     std::memcpy(rounded.data(), place.data(), rounded.size() * sizeof(rounded[0]));
     for (int64_t j = 0; j < size; ++j) {
       const uint32_t bits = static_cast<uint32_t>(rounded[j].bits) << 16;
-      float found_slope;
+      float found_grad;
       std::memcpy(&found_slope, &bits, sizeof(bits));
       if (std::fabs(found_slope - gradient[j]) <= 0x1.01p-8 * std::fabs(gradient[j])) continue;
       std::printf("rounded gradient %ld of %ld, isa %d: %g, not %g\n", static_cast<long>(j), static_cast<long>(size),

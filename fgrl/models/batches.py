@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fgrl.models.fit import context_length
-from fgrl.models.probe import Memory, head_input, ordinary_ids, rounding, takes, undisturbed
+from fgrl.models.fit import context_length, vocabulary_rows
+from fgrl.models.probe import Memory, head_input, input_device, ordinary_ids, rounding, takes, undisturbed
 
 
 class Batches(NamedTuple):
@@ -97,16 +97,20 @@ def _counted(attention_mask: Tensor) -> Tensor:
 
 def _padding_id(model: Any) -> int | None:
     padding = getattr(model.config.get_text_config(), "pad_token_id", None)
-    rows = model.get_input_embeddings().weight.shape[0]
+    rows = vocabulary_rows(model) or 0
     return padding if isinstance(padding, int) and 0 <= padding < rows else None
 
 
 def _learn(model: Any, head: nn.Module) -> Batches:
-    device = model.get_input_embeddings().weight.device
+    device = input_device(model)
     tokens = ordinary_ids(model, 6)
     ids = torch.tensor([tokens], device=device)
     with undisturbed(model):
-        alone, short = (_states(model, head, {"input_ids": part, **_cache_off(model)}) for part in (ids, ids[:, :3]))
+        alone, short = (_attempt(model, head, {"input_ids": part, **_cache_off(model)}) for part in (ids, ids[:, :3]))
+        if alone is None or short is None:
+            raise ValueError(
+                f"model is a {type(model).__name__}, which does not run on three token ids; it must be one that does"
+            )
         first = _first_position(model, head, ids, alone) if takes(model, "position_ids") else None
         best = Batches(first, False, False, False, False)
         for counted in (True, False) if first is not None else (False,):
@@ -142,16 +146,16 @@ def _bears_padding(
     device = alone[0].device
     ids = torch.full((len(alone) + 1, width), tokens[0], device=device)
     mask = torch.ones_like(ids)
-    places = []
+    spans = []
     for row, states in enumerate(alone):
         length = states.shape[1]
-        places.append(slice(width - length, width) if side == "left" else slice(length))
+        spans.append(slice(width - length, width) if side == "left" else slice(length))
         mask[row] = 0
-        mask[row, places[row]] = 1
-        ids[row, places[row]] = torch.tensor(tokens[:length], device=device)
+        mask[row, spans[row]] = 1
+        ids[row, spans[row]] = torch.tensor(tokens[:length], device=device)
     together = _attempt(model, head, model_inputs(model, batches, ids, mask))
     return together is not None and all(
-        _difference(together[row : row + 1, places[row]], states) <= _tolerance(states, model)
+        _difference(together[row : row + 1, spans[row]], states) <= _tolerance(states, model)
         for row, states in enumerate(alone)
     )
 
@@ -174,18 +178,14 @@ def _cache_off(model: Any) -> dict[str, Any]:
     return {"use_cache": False} if takes(model, "use_cache", or_any=True) else {}
 
 
-def _states(model: Any, head: nn.Module, inputs: dict[str, Any]) -> Tensor:
-    with head_input(head) as seen:
-        model(**inputs)
-    return seen[0]
-
-
 def _attempt(model: Any, head: nn.Module, inputs: dict[str, Any]) -> Tensor | None:
-    """None where the model cannot run on `inputs`."""
+    """What the head reads; None where the model cannot run on `inputs`, or does not call its head once."""
     try:
-        return _states(model, head, inputs)
+        with head_input(head) as seen:
+            model(**inputs)
     except (RuntimeError, ValueError, TypeError, IndexError):
         return None
+    return seen[0] if len(seen) == 1 else None
 
 
 def _difference(states: Tensor | None, alone: Tensor) -> float:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fgrl.models.output_head import output_head
-from fgrl.models.probe import head_input, ordinary_ids, rounding, takes, undisturbed
+from fgrl.models.probe import head_input, input_device, ordinary_ids, rounding, takes, undisturbed
 
 
 class LogitFormula(NamedTuple):
@@ -31,7 +31,7 @@ def learn_formula(model: Any, inner: Any, head: nn.Module) -> LogitFormula:
         inner: the transformers model in it.
         head: its output embeddings.
     """
-    ids = torch.tensor(ordinary_ids(inner, 6), device=inner.get_input_embeddings().weight.device).view(2, 3)
+    ids = torch.tensor(ordinary_ids(inner, 6), device=input_device(inner)).view(2, 3)
     inputs: dict[str, Any] = {"input_ids": ids}
     if takes(inner, "use_cache"):
         inputs["use_cache"] = False

@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from fgrl.models.fit import vocabulary_rows
+
 FactsT = TypeVar("FactsT")
 
 
@@ -67,12 +69,22 @@ def ordinary_ids(model: Any, count: int) -> list[int]:
         for name, value in vars(config).items():
             if "token" in name:
                 special |= {item for item in (value if isinstance(value, list) else [value]) if isinstance(item, int)}
-    rows = model.get_input_embeddings().weight.shape[0]
+    rows = vocabulary_rows(model) or 256  # CANINE has no embedding table and takes every id
     usable = (*range(rows // 3, min(rows, rows // 3 + 1000)), *range(3, rows // 3))
     chosen = [token for token in usable if token not in special][:count]
     if len(chosen) < count:
         raise ValueError(f"{type(model).__name__} has {rows} vocabulary rows; it must have at least {count + 3}")
     return chosen
+
+
+def input_device(model: Any) -> torch.device:
+    """Where the token ids go."""
+    try:
+        parameters = model.get_input_embeddings().parameters()
+    except NotImplementedError:
+        parameters = model.parameters()
+    device: torch.device = next(iter(parameters)).device
+    return device
 
 
 def takes(model: nn.Module, argument: str, *, or_any: bool = False) -> bool:

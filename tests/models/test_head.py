@@ -109,13 +109,13 @@ def test_lora_on_the_head_is_merged_with_its_gradient() -> None:
     model.add_adapter("second", model.peft_config["default"])
     for adapters in (["default"], ["default", "second"]):
         model.base_model.set_adapter(adapters)
-        slopes = []
+        grads = []
         for logits in (model(ids).logits, torch.nn.functional.linear(*hidden_states_and_head(model, ids)[:3])):
             loss = logits.square().sum()
             trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-            slopes.append([logits, *torch.autograd.grad(loss, trained)])
-        assert len(slopes[0]) == 1 + 2 * len(adapters)
-        for ours, expected in zip(*slopes, strict=True):
+            grads.append([logits, *torch.autograd.grad(loss, trained)])
+        assert len(grads[0]) == 1 + 2 * len(adapters)
+        for ours, expected in zip(*grads, strict=True):
             assert (ours - expected).norm() <= 1e-5 * expected.norm()
     with model.disable_adapter():
         states = hidden_states_and_head(model, ids)

@@ -67,7 +67,7 @@ def apply_config(arguments: Sequence[str], parser: argparse.ArgumentParser) -> N
         action = actions.get(str(key).replace("-", "_"))
         if action is None:
             known = ", ".join(sorted(name for name in actions if name not in ("config", "traceback")))
-            raise UsageError(f"{path}: {key!r} is not an option of {parser.prog}; it takes {known}")
+            raise UsageError(f"{path}: {key!r} is not an option of {parser.prog}; it must be one of {known}")
         parser.set_defaults(**{action.dest: _convert(path, str(key), value, action)})
         action.required = False
         if not action.option_strings:
@@ -79,7 +79,7 @@ def require(module: str, extra: str) -> None:
     from importlib.util import find_spec
 
     if find_spec(module) is None:
-        raise UsageError(f"this command needs {module}, which is not installed; pip install 'fgrl[{extra}]'")
+        raise UsageError(f"{module} is not installed; it must be for this command (pip install 'fgrl[{extra}]')")
 
 
 def _config_path(arguments: Sequence[str]) -> Path | None:

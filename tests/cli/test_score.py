@@ -274,3 +274,22 @@ def test_pieces_of_a_cut_character_keep_their_place(tiny_tokenizer: Any) -> None
 
 def test_printable_writes_control_characters_out() -> None:
     assert printable("a b\n\x1b\u202e\u00e9") == "a b\\n\\x1b\\u202e\u00e9"
+
+
+def test_rows_that_cannot_be_encoded_are_counted_too(
+    reward_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Messages that the chat template refuses, and text that is no Unicode."""
+    (reward_model / "chat_template.jinja").write_text(
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}hi"
+    )
+    refused = {"prompt": [{"role": "system", "content": "x"}], "response": "a cat"}
+    rows = [ROWS[2], refused, {"response": "\ud800"}, ROWS[2]]
+    source, out = write(tmp_path / "rows.jsonl", rows), tmp_path / "out.jsonl"
+    assert score(source, "--model", reward_model, "--out", out, "--batch-size", 1) == 2
+    assert "line 2: field 'prompt' is refused by the chat template" in capsys.readouterr().err
+    assert not out.exists()
+    assert score(source, "--model", reward_model, "--out", out, "--on-error", "skip") == 0
+    assert [record["line"] for record in records(out)] == [1, 4]
+    assert "scored 2 rows" in (shown := capsys.readouterr().err)
+    assert "skipped 2 bad rows" in shown

@@ -34,6 +34,8 @@ _IMPLEMENTATIONS: dict[str, tuple[str, ...]] = {
     "value_loss": ("cpp", "triton"),
     "linear_logprobs": ("cpp", "triton"),
     "linear_ppo_loss": ("cpp", "triton"),
+    "linear_kl": ("cpp", "triton"),
+    "linear_topk_kl": ("cpp", "triton"),
 }
 
 _GPUS = ("cuda", "xpu")  # ROCm's devices are called cuda

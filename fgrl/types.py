@@ -11,6 +11,9 @@ import torch
 from torch import Tensor
 
 Aggregation = Literal["token-mean", "token-sum", "seq-mean-token-sum", "seq-mean-token-mean"]
+Divergence = Literal["forward", "reverse", "jsd"]
+Tail = Literal["bucket", "renormalize", "ignore"]
+TAIL_FLOOR = 1e-6  # of a teacher's probability mass: less is rounding of log-probabilities
 KLEstimator = Literal["k1", "k2", "k3", "abs", "k1+", "k2+", "k3+", "abs+"]
 GroupBaseline = Literal["mean", "leave-one-out", "none"]
 GroupScale = Literal["group", "batch", "none"]
@@ -62,6 +65,13 @@ class LinearPPOLoss(NamedTuple):
     loss: Tensor
     stats: dict[str, Tensor]
     logprobs: Tensor
+
+
+class LinearKL(NamedTuple):
+    """`loss`: 0-d with gradient. `kl`: the divergence of each token, fp32, without gradient, for logging."""
+
+    loss: Tensor
+    kl: Tensor
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 What they compute, and how it fits together, is in `fgrl/ops/_linear.py`. Rows of logits have a stride, and the columns
 up to it are memory, with anything in it: loads have no other bound, because one that is not known to be a multiple of
-anything would split them into single elements. Words past the vocabulary are dropped after the load.
+anything would split them into single elements. Columns past the vocabulary are dropped after the load.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ def _scale(logits, inverse_temperature, softcap, HAS_SOFTCAP: tl.constexpr):
     softcap = tl.full([], softcap, logits.dtype)
     if HAS_SOFTCAP:
         bent = _tanh(logits / softcap)
-        z, slope = bent * (softcap * inverse_temperature), 1.0 - bent * bent
+        z, grad = bent * (softcap * inverse_temperature), 1.0 - bent * bent
     else:
-        z, slope = logits * inverse_temperature, tl.zeros_like(logits) + 1.0
-    return z, slope
+        z, grad = logits * inverse_temperature, tl.zeros_like(logits) + 1.0
+    return z, grad
 
 
 @triton.jit(do_not_specialize=["vocabulary", "blocks_a_part", "parts"])
@@ -65,7 +65,7 @@ def _logit_statistics_fwd_kernel(
 ):
     """m = max z,   s = sum e^(z - m),   w = sum e^(z - m) (z - m) of one part of one row, and z_target if it is there
 
-    Each lane keeps the three of its own words; they are put together once, at the end.
+    Each lane keeps the three of its own columns; they are put together once, at the end.
     """
     HAS_BIAS: tl.constexpr = bias_ptr is not None
     row, part = tl.program_id(0) // parts, tl.program_id(0) % parts
@@ -79,12 +79,12 @@ def _logit_statistics_fwd_kernel(
     moment = tl.zeros([BLOCK], dtype)
     first = part * blocks_a_part
     for block in range(first, first + blocks_a_part):
-        words = block * BLOCK + tl.arange(0, BLOCK)
-        logits = tl.load(logits_ptr + words, mask=words < logits_stride, other=0.0)  # [BLOCK]
+        columns = block * BLOCK + tl.arange(0, BLOCK)
+        logits = tl.load(logits_ptr + columns, mask=columns < logits_stride, other=0.0)  # [BLOCK]
         if HAS_BIAS:
-            logits += tl.load(bias_ptr + words, mask=words < vocabulary, other=0.0).to(dtype)
+            logits += tl.load(bias_ptr + columns, mask=columns < vocabulary, other=0.0).to(dtype)
         z, _ = _scale(logits, inverse_temperature, softcap, HAS_SOFTCAP)
-        z = tl.where(words < vocabulary, z, float("-inf"))
+        z = tl.where(columns < vocabulary, z, float("-inf"))
         before, largest = largest, tl.maximum(largest, z)
         step, x = before - largest, z - largest
         rescale, e = tl.exp(step), tl.exp(x)
@@ -113,7 +113,7 @@ def _logit_gradient_bwd_kernel(
     logits_ptr,
     bias_ptr,
     targets_ptr,
-    slopes_ptr,  # [4, rows]: m, a, b and c
+    grads_ptr,  # [4, rows]: m, a, b and c
     inverse_temperature: tl.float64,
     softcap: tl.float64,
     vocabulary,
@@ -126,21 +126,21 @@ def _logit_gradient_bwd_kernel(
     HAS_BIAS: tl.constexpr = bias_ptr is not None
     blocks = tl.cdiv(vocabulary, BLOCK)
     row = tl.program_id(0) // blocks
-    words = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
-    offsets = row.to(tl.int64) * logits_stride + words
+    columns = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
+    offsets = row.to(tl.int64) * logits_stride + columns
 
-    logits = tl.load(logits_ptr + offsets, mask=words < logits_stride, other=0.0)  # [BLOCK]
+    logits = tl.load(logits_ptr + offsets, mask=columns < logits_stride, other=0.0)  # [BLOCK]
     if HAS_BIAS:
-        logits += tl.load(bias_ptr + words, mask=words < vocabulary, other=0.0).to(logits.dtype)
-    z, cap_slope = _scale(logits, inverse_temperature, softcap, HAS_SOFTCAP)
-    slopes_ptr += row
-    x = z - tl.load(slopes_ptr)
-    constant = tl.load(slopes_ptr + rows)
-    linear = tl.load(slopes_ptr + 2 * rows.to(tl.int64))
+        logits += tl.load(bias_ptr + columns, mask=columns < vocabulary, other=0.0).to(logits.dtype)
+    z, cap_grad = _scale(logits, inverse_temperature, softcap, HAS_SOFTCAP)
+    grads_ptr += row
+    x = z - tl.load(grads_ptr)
+    constant = tl.load(grads_ptr + rows)
+    linear = tl.load(grads_ptr + 2 * rows.to(tl.int64))
     e = tl.exp(x)
-    slope = tl.where(e == 0, 0.0, e * (constant + linear * x))
-    slope += tl.where(words == tl.load(targets_ptr + row), tl.load(slopes_ptr + 3 * rows.to(tl.int64)), 0.0)
-    tl.store(out_ptr + offsets, slope * cap_slope, mask=words < logits_stride)
+    grad = tl.where(e == 0, 0.0, e * (constant + linear * x))
+    grad += tl.where(columns == tl.load(targets_ptr + row), tl.load(grads_ptr + 3 * rows.to(tl.int64)), 0.0)
+    tl.store(out_ptr + offsets, grad * cap_grad, mask=columns < logits_stride)
 
 
 def logit_statistics(
@@ -190,7 +190,7 @@ def logit_gradient(
     logits: Tensor,
     bias: Tensor | None,
     targets: Tensor,
-    slopes: Tensor,
+    grads: Tensor,
     temperature: float,
     softcap: float | None,
     out: Tensor,
@@ -208,7 +208,7 @@ def logit_gradient(
             logits,
             flat(bias),
             flat(targets),
-            slopes,
+            grads,
             1 / temperature,
             softcap or 1.0,
             vocabulary,
@@ -232,11 +232,11 @@ def aot_cases() -> Iterator[Case]:
         logits = torch.empty(1024, vocabulary, dtype=dtype, device="meta")
         targets = torch.empty(1024, dtype=torch.int64, device="meta")
         biases = torch.empty(vocabulary, dtype=torch.bfloat16, device="meta") if bias else None
-        slopes = torch.empty(4, 1024, dtype=dtype, device="meta")
+        grads = torch.empty(4, 1024, dtype=dtype, device="meta")
         out = logits.to(torch.bfloat16) if dtype == torch.float32 else logits
         label = f"{str(dtype).removeprefix('torch.')}{' bias softcap' if bias else ''}"
         yield Case(f"statistics {label}", logit_statistics, (logits, biases, targets, 0.7, softcap))
-        yield Case(f"gradient {label}", logit_gradient, (logits, biases, targets, slopes, 0.7, softcap, out))
+        yield Case(f"gradient {label}", logit_gradient, (logits, biases, targets, grads, 0.7, softcap, out))
     few = torch.empty(4, 50272, device="meta")[:, :50257]
     targets = torch.empty(4, dtype=torch.int64, device="meta")
     yield Case("statistics, few rows", logit_statistics, (few, None, targets, 1.0, None))

@@ -37,6 +37,12 @@ SIGNATURES = {
     "linear_ppo_loss": "(hidden, weight, targets, old_logprobs, advantages, mask=None, *, bias=None, temperature=1.0, "
     "softcap=None, ref_logprobs=None, rollout_logprobs=None, normalizer=None, cu_seqlens=None, "
     "config=PPOLossConfig(), process_group=None, chunk_tokens=None)",
+    "linear_kl": "(hidden, weight, teacher_hidden, teacher_weight, mask=None, *, divergence='reverse', beta=0.5, "
+    "bias=None, teacher_bias=None, temperature=1.0, softcap=None, teacher_softcap=None, normalizer=None, "
+    "cu_seqlens=None, aggregation='token-mean', process_group=None, chunk_tokens=None)",
+    "linear_topk_kl": "(hidden, weight, teacher_ids, teacher_logprobs, mask=None, *, divergence='reverse', beta=0.5, "
+    "tail='bucket', bias=None, temperature=1.0, softcap=None, normalizer=None, cu_seqlens=None, "
+    "aggregation='token-mean', process_group=None, chunk_tokens=None)",
 }
 
 RESULT_FIELDS = {
@@ -45,6 +51,7 @@ RESULT_FIELDS = {
     "EditPreferenceLoss": ("loss", "margins"),
     "PPOLoss": ("loss", "stats"),
     "ValueLoss": ("loss", "stats"),
+    "LinearKL": ("loss", "kl"),
     "LinearPPOLoss": ("loss", "stats", "logprobs"),
 }
 

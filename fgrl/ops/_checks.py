@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from fgrl.ops import _values
-from fgrl.types import PPOLossConfig, is_number
+from fgrl.types import Aggregation, PPOLossConfig, is_number
 
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
@@ -170,6 +171,15 @@ def check_aggregation(aggregation: str, name: str, tensor: Tensor, cu_seqlens: T
             f"cu_seqlens is None and {name} has shape {list(tensor.shape)}; "
             f"aggregation {aggregation!r} needs [B, T], or packed [N] with cu_seqlens"
         )
+
+
+def check_reduction(
+    aggregation: str, name: str, tensor: Tensor, cu_seqlens: Tensor | None, normalizer: float | Tensor | None
+) -> None:
+    """`aggregation` must be known and fit `tensor`, see `check_aggregation`, and `normalizer` be a count."""
+    check_choice("aggregation", aggregation, get_args(Aggregation))
+    check_aggregation(aggregation, name, tensor, cu_seqlens)
+    check_normalizer(normalizer)
 
 
 def _describe(value: object) -> str:

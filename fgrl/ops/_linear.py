@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from fgrl.ops._chunks import budget_bytes, rows_at_once
 from fgrl.ops._library import LIBRARY, launch_with_triton
@@ -101,6 +102,7 @@ class LinearRows:
         options: the rest.
         selected: the indices of the rows the mask selects, when they are known.
         cast: of `Head`.
+        other_bytes: what else a chunk has for each of its logits.
     """
 
     def __init__(
@@ -114,6 +116,7 @@ class LinearRows:
         *,
         selected: Tensor | None = None,
         cast: Tensor | None = None,
+        other_bytes: int = 0,
     ) -> None:
         self.hidden = hidden.reshape(-1, hidden.shape[-1])
         self.targets = targets.reshape(-1).long()
@@ -128,7 +131,7 @@ class LinearRows:
         """How many rows are selected."""
         self._width = -(-weight.shape[0] // _ALIGNMENT) * _ALIGNMENT
         self.at_once = options.chunk_tokens or rows_at_once(
-            self.count, self._width, self._bytes_a_logit, budget_bytes(hidden.device), hidden.device.type
+            self.count, self._width, self._bytes_a_logit + other_bytes, budget_bytes(hidden.device), hidden.device.type
         )
         """How many of them a chunk has; the last one may have fewer."""
 
@@ -161,13 +164,17 @@ class LinearRows:
 
     def statistics(self, chunk: Chunk) -> tuple[Tensor, Statistics]:
         """Log-probabilities `[R]` of the targets, and the statistics they come from."""
-        parts = torch.ops.fgrl.logit_statistics(
-            chunk.logits, self.bias, chunk.targets, self.temperature, self.softcap
-        )  # [4, parts, R]
+        return self.statistics_of(chunk.logits, self.bias, chunk.targets, self.softcap)
+
+    def statistics_of(
+        self, logits: Tensor, bias: Tensor | None, targets: Tensor, softcap: float | None
+    ) -> tuple[Tensor, Statistics]:
+        """`statistics` of logits that still lack this bias and this soft-cap."""
+        parts = torch.ops.fgrl.logit_statistics(logits, bias, targets, self.temperature, softcap)  # [4, parts, R]
         largest = parts[0].amax(0)
-        self._reduce(largest, "MAX")
+        self.reduce(largest, "MAX")
         step = parts[0] - largest
-        is_here = (chunk.targets >= 0) & (chunk.targets < chunk.logits.shape[1])
+        is_here = (targets >= 0) & (targets < logits.shape[1])
         sums = torch.stack(
             [
                 (parts[1] * step.exp()).sum(0),
@@ -175,17 +182,18 @@ class LinearRows:
                 torch.where(is_here, parts[3].sum(0) - largest, 0),
             ]
         )
-        self._reduce(sums, "SUM")
+        self.reduce(sums, "SUM")
         total, moment, target = sums
         return target - total.log(), Statistics(largest, total, moment)
 
     def hidden_grad(self, logits_grad: Tensor) -> Tensor:
         """`[R, D]`, from the gradient by the logits of a chunk."""
         grad = self.head.hidden_grad(logits_grad)
-        self._reduce(grad, "SUM")
+        self.reduce(grad, "SUM")
         return grad
 
-    def _reduce(self, tensor: Tensor, operation: str) -> None:
+    def reduce(self, tensor: Tensor, operation: str) -> None:
+        """All-reduce over the processes that have the vocabulary, in place: "SUM" or "MAX"."""
         if self._group is not None:
             dist.all_reduce(tensor, getattr(dist.ReduceOp, operation), group=self._group)
 
@@ -215,20 +223,30 @@ class Gradients:
 
     def add(self, chunk: Chunk, statistics: Statistics, logprobs: Tensor | None, entropy: Tensor | None) -> None:
         """Take in a chunk, given a loss's gradients by its logprobs and entropies. Its logits are overwritten."""
-        rows = self._rows
-        grads, out = statistics.grads(logprobs, entropy, rows.temperature), chunk.logits
-        if rows.head.operands != out.dtype:
-            own = out if rows.head.in_place else out.new_empty(out.shape[0], out.stride(0), dtype=rows.head.operands)
-            out = own.view(rows.head.operands)[:, : out.shape[1]]
+        rows, out = self._rows, self.buffer(chunk)
+        grads = statistics.grads(logprobs, entropy, rows.temperature)
         torch.ops.fgrl.logit_gradient(
             chunk.logits, rows.bias, chunk.targets, grads, rows.temperature, rows.softcap, out
         )
+        self.add_products(chunk, out)
+
+    def buffer(self, chunk: Chunk) -> Tensor:
+        """`[R, V]` in the dtype of operands, for the gradient by the logits of a chunk; it may take their place."""
+        head, out = self._rows.head, chunk.logits
+        if head.operands == out.dtype:
+            return out
+        own = out if head.in_place else out.new_empty(out.shape[0], out.stride(0), dtype=head.operands)
+        return own.view(head.operands)[:, : out.shape[1]]
+
+    def add_products(self, chunk: Chunk, logits_grad: Tensor) -> None:
+        """Take in a chunk, given the gradient by its logits."""
+        rows = self._rows
         if self._wants[0]:
-            self.hidden[chunk.rows] = rows.hidden_grad(out).to(self.hidden.dtype)
+            self.hidden[chunk.rows] = rows.hidden_grad(logits_grad).to(self.hidden.dtype)
         if self._wants[1]:
-            rows.head.weight_grad(out, chunk.hidden, self.weight, add=not self._is_first)
+            rows.head.weight_grad(logits_grad, chunk.hidden, self.weight, add=not self._is_first)
         if self._wants[2]:
-            self.bias += out.sum(0, dtype=self.bias.dtype)
+            self.bias += logits_grad.sum(0, dtype=self.bias.dtype)
         self._is_first = False
 
     def result(self, shape: torch.Size, factor: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -252,6 +270,52 @@ def fake_gradients(
         for shape, wanted, dtype in zip(shapes, wants, dtypes, strict=True)
     )
     return first, second, third
+
+
+def dtypes(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> list[torch.dtype]:
+    """Of the gradients by hidden, weight and bias."""
+    return [hidden.dtype, weight.dtype, weight.dtype if bias is None else bias.dtype]
+
+
+def saved_dtypes(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> list[torch.dtype]:
+    """What gradients wait for the backward pass in: fp16 would lose what its loss scale is there to keep."""
+    return [torch.float32 if dtype == torch.float16 else dtype for dtype in dtypes(hidden, weight, bias)]
+
+
+def differentiate_with_saved_grads(op: str) -> None:
+    """Give `fgrl::<op>` the gradients by hidden, weight and bias that are its last three outputs.
+
+    Its first output is the loss, and no other has a gradient.
+    """
+    names = [argument.name for argument in getattr(torch.ops.fgrl, op).default._schema.arguments]
+    places = [names.index(name) for name in ("hidden", "weight", "bias")]
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        hidden, weight, bias = (inputs[place] for place in places)
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)
+        ctx.dtypes = dtypes(hidden, weight, bias)
+        ctx.save_for_backward(*output[-3:])
+
+    @once_differentiable
+    def formula(ctx: Any, loss_grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+        result: list[Tensor | None] = [None] * len(names)
+        if loss_grad is not None:
+            for place, grad, dtype in zip(places, ctx.saved_tensors, ctx.dtypes, strict=True):
+                if ctx.needs_input_grad[place]:
+                    result[place] = _multiply(grad, loss_grad).to(dtype)
+        return tuple(result)
+
+    torch.library.register_autograd(f"fgrl::{op}", formula, setup_context=setup_context, lib=LIBRARY)
+
+
+def _multiply(grad: Tensor, loss_grad: Tensor) -> Tensor:
+    """`grad * loss_grad`, in place where nobody can ask for the gradient again: it is as large as the head."""
+    if type(grad) is not Tensor or torch._C._autograd._get_current_graph_task_keep_graph():
+        return grad * loss_grad
+    if loss_grad.device.type == "cpu" and loss_grad == 1:
+        return grad
+    return grad.mul_(loss_grad)
 
 
 def implement(op: str, function: Callable[..., Any]) -> None:

@@ -10,7 +10,6 @@ from torch.autograd.function import once_differentiable
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from fgrl import backend
-from fgrl.ops import _checks, _values
 from fgrl.ops._library import LIBRARY
 from fgrl.ops._linear import (
     OPTIONS,
@@ -18,10 +17,12 @@ from fgrl.ops._linear import (
     LinearOptions,
     LinearRows,
     Statistics,
+    dtypes,
     fake_gradients,
     implement,
 )
-from fgrl.types import autocast_dtype, compute_dtype
+from fgrl.ops._linear_checks import check_linear_inputs, linear_options
+from fgrl.types import compute_dtype
 
 INPUTS = f"Tensor hidden, Tensor weight, Tensor targets, Tensor? bias, Tensor? mask, {OPTIONS}"
 LIBRARY.define(f"linear_logprobs({INPUTS}) -> (Tensor logprobs, Tensor entropy, Tensor statistics, Tensor cast)")
@@ -108,80 +109,6 @@ def linear_logprobs(
     return (logprobs, entropy) if return_entropy else logprobs
 
 
-def check_linear_inputs(
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    bias: Tensor | None,
-    temperature: float,
-    softcap: float | None,
-    mask: Tensor | None,
-    process_group: Any,
-    chunk_tokens: int | None,
-) -> Tensor | None:
-    """Validation that `linear_logprobs` and `linear_ppo_loss` share; what `vocabulary_shard` says, for a group."""
-    _checks.check_float("hidden", hidden)
-    if hidden.ndim not in (2, 3):
-        raise ValueError(f"hidden has shape {list(hidden.shape)}; it must be [N, D] or [B, T, D]")
-    _checks.check_float("weight", weight)
-    if weight.ndim != 2 or weight.shape[1] != hidden.shape[-1]:
-        raise ValueError(f"weight has shape {list(weight.shape)}; it must be [V, {hidden.shape[-1]}] like hidden")
-    if weight.numel() == 0:
-        raise ValueError(f"weight has shape {list(weight.shape)}; it must have at least one row and one column")
-    _checks.check_device("weight", weight, "hidden", hidden)
-    _checks.check_shape("targets", targets, hidden.shape[:-1], "hidden without its last dimension")
-    if targets.dtype not in (torch.int32, torch.int64):
-        raise ValueError(f"targets has dtype {targets.dtype}; it must be int32 or int64")
-    _checks.check_device("targets", targets, "hidden", hidden)
-    vocabulary = weight.shape[0]
-    if bias is not None:
-        _checks.check_float("bias", bias)
-        _checks.check_shape("bias", bias, (vocabulary,), "weight's first dimension")
-        _checks.check_device("bias", bias, "hidden", hidden)
-    _checks.check_positive("temperature", temperature)
-    if softcap is not None:
-        _checks.check_positive("softcap", softcap)
-    if chunk_tokens is not None:
-        _checks.check_count("chunk_tokens", chunk_tokens)
-    _checks.check_mask("mask", mask, "targets", targets)
-    group = group_name(process_group)
-    shard = None if group is None else torch.ops.fgrl.vocabulary_shard(weight, group)
-    whole = f"[0, {vocabulary})" if shard is None else "that of all processes"
-    message = f"targets has ids outside the vocabulary; they must be in {whole}"
-    bound = None if shard is None else shard[1]
-    _values.check_range(targets, 0, vocabulary - 1, message, mask=mask, bound=bound)
-    return shard
-
-
-def linear_options(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    temperature: float,
-    softcap: float | None,
-    shard: Tensor | None,
-    process_group: Any,
-    chunk_tokens: int | None,
-) -> LinearOptions:
-    """The options of a checked call as the operators take them."""
-    return LinearOptions(
-        float(temperature),
-        None if softcap is None else float(softcap),
-        shard,
-        group_name(process_group),
-        chunk_tokens or 0,
-        autocast_dtype(hidden.device.type, hidden, weight, bias),
-    )
-
-
-def group_name(process_group: Any) -> str | None:
-    """The name by which an operator finds the group again."""
-    if process_group is not None and not hasattr(process_group, "group_name"):
-        kind = type(process_group).__name__
-        raise ValueError(f"process_group is a {kind}; it must be a torch.distributed.ProcessGroup")
-    return None if process_group is None else process_group.group_name
-
-
 def _forward(
     hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, mask: Tensor | None, *options: Any
 ) -> tuple[Tensor, ...]:
@@ -231,11 +158,6 @@ def _backward_fake(
     hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, *rest: Any
 ) -> tuple[Tensor, ...]:
     return fake_gradients(hidden, weight, rest[-1], dtypes(hidden, weight, bias))
-
-
-def dtypes(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> list[torch.dtype]:
-    """Of the gradients by hidden, weight and bias."""
-    return [hidden.dtype, weight.dtype, weight.dtype if bias is None else bias.dtype]
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -6,14 +6,22 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from fgrl import backend
 from fgrl.ops import _checks
 from fgrl.ops._aggregation import AGGREGATIONS, split_normalizer, wants_gradient
 from fgrl.ops._library import LIBRARY
-from fgrl.ops._linear import Gradients, LinearOptions, LinearRows, fake_gradients, implement
-from fgrl.ops.linear_logprobs import INPUTS, check_linear_inputs, dtypes, linear_options
+from fgrl.ops._linear import (
+    Gradients,
+    LinearOptions,
+    LinearRows,
+    differentiate_with_saved_grads,
+    fake_gradients,
+    implement,
+    saved_dtypes,
+)
+from fgrl.ops._linear_checks import check_linear_inputs, linear_options
+from fgrl.ops.linear_logprobs import INPUTS
 from fgrl.ops.ppo_loss import STATS, scalars
 from fgrl.types import LinearPPOLoss, PPOLossConfig, compute_dtype
 
@@ -154,9 +162,9 @@ def _forward(
     options = (clip_low, clip_high, dual_clip, kl_coef, kl_estimator, entropy_coef, importance_cap)
     rows = LinearRows(hidden, weight, targets, bias, mask, linear)
     logprobs, entropy = rows.empty(), rows.empty()
-    gradients = Gradients(rows, wants, _saved_dtypes(hidden, weight, bias))
+    gradients = Gradients(rows, wants, saved_dtypes(hidden, weight, bias))
     shares, deferred_scale = (
-        _shares(targets, logprobs, mask, aggregation, gradients.is_fp16) if any(wants) else (None, None)
+        token_shares(targets, logprobs, mask, aggregation, gradients.is_fp16) if any(wants) else (None, None)
     )
     for chunk in rows.chunks():
         logps, statistics = rows.statistics(chunk)
@@ -178,7 +186,7 @@ def _forward(
     return loss, stats, logprobs, *gradients.result(hidden.shape, deferred_scale)
 
 
-def _shares(
+def token_shares(
     targets: Tensor, logprobs: Tensor, mask: Tensor | None, aggregation: list[Any], is_fp16: bool
 ) -> tuple[Tensor, Tensor | None]:
     """What the gradient of each token's loss is multiplied by to be that of the whole, and a factor left for the end.
@@ -203,40 +211,8 @@ def _fake(hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, 
         hidden.new_empty((), dtype=loss_dtype),
         hidden.new_empty(len(STATS), dtype=loss_dtype),
         hidden.new_empty(targets.shape, dtype=dtype),
-        *fake_gradients(hidden, weight, rest[-1], _saved_dtypes(hidden, weight, bias)),
+        *fake_gradients(hidden, weight, rest[-1], saved_dtypes(hidden, weight, bias)),
     )
 
 
-def _saved_dtypes(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> list[torch.dtype]:
-    """What the gradients wait for the backward pass in: fp16 would lose what its loss scale is there to keep."""
-    return [torch.float32 if dtype == torch.float16 else dtype for dtype in dtypes(hidden, weight, bias)]
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    hidden, weight, _, bias = inputs[:4]
-    ctx.mark_non_differentiable(*output[1:])
-    ctx.set_materialize_grads(False)
-    ctx.inputs, ctx.dtypes = len(inputs), dtypes(hidden, weight, bias)
-    ctx.save_for_backward(*output[3:])
-
-
-@once_differentiable
-def _formula(ctx: Any, loss_grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-    result: list[Tensor | None] = [None] * ctx.inputs
-    if loss_grad is not None:
-        for index, grad, dtype in zip((0, 1, 3), ctx.saved_tensors, ctx.dtypes, strict=True):
-            if ctx.needs_input_grad[index]:
-                result[index] = _multiply(grad, loss_grad).to(dtype)
-    return tuple(result)
-
-
-def _multiply(grad: Tensor, loss_grad: Tensor) -> Tensor:
-    """`grad * loss_grad`, in place where nobody can ask for the gradient again: it is as large as the head."""
-    if type(grad) is not Tensor or torch._C._autograd._get_current_graph_task_keep_graph():
-        return grad * loss_grad
-    if loss_grad.device.type == "cpu" and loss_grad == 1:
-        return grad
-    return grad.mul_(loss_grad)
-
-
-torch.library.register_autograd("fgrl::linear_ppo_loss", _formula, setup_context=_setup_context, lib=LIBRARY)
+differentiate_with_saved_grads("linear_ppo_loss")

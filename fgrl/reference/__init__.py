@@ -9,8 +9,10 @@ from fgrl.reference.align_edits import align_edits
 from fgrl.reference.edit_preference_loss import edit_preference_loss
 from fgrl.reference.gae import gae
 from fgrl.reference.group_advantages import group_advantages
+from fgrl.reference.linear_kl import linear_kl
 from fgrl.reference.linear_logprobs import linear_logprobs
 from fgrl.reference.linear_ppo_loss import linear_ppo_loss
+from fgrl.reference.linear_topk_kl import linear_topk_kl
 from fgrl.reference.ppo_loss import ppo_loss
 from fgrl.reference.token_advantages import advantage_moments, token_advantages
 from fgrl.reference.token_reward_head import token_reward_head
@@ -23,8 +25,10 @@ __all__ = [
     "edit_preference_loss",
     "gae",
     "group_advantages",
+    "linear_kl",
     "linear_logprobs",
     "linear_ppo_loss",
+    "linear_topk_kl",
     "ppo_loss",
     "token_advantages",
     "token_reward_head",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
+from inspect import signature
 from typing import Any, TypeVar, cast
 
 import torch
@@ -82,25 +83,33 @@ class _GatheredShards(torch.autograd.Function):
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def rounds_operands(function: Function) -> Function:
-    """Autocast for a function of `hidden`, `weight` and more: it rounds the operands of products and nothing else.
+def rounds_operands(*names: str) -> Callable[[Function], Function]:
+    """Autocast for a function of hidden states and heads: it rounds the arguments `names` and nothing else.
 
-    Everything is computed in fp32, with hidden states and head rounded to the dtype of autocast first. Their gradient
+    Everything is computed in fp32, with the operands of products rounded to the dtype of autocast first. Their gradient
     passes the rounding as it is.
     """
 
-    @wraps(function)
-    def run(hidden: Tensor, weight: Tensor, *args: Any, **options: Any) -> Any:
-        kind = hidden.device.type
-        if not is_autocast_enabled(kind):
-            return function(hidden, weight, *args, **options)
-        dtype = autocast_dtype(kind, hidden, weight, options.get("bias"))
-        if dtype is not None:
-            hidden, weight = (_Rounded.apply(tensor, dtype) for tensor in (hidden, weight))  # type: ignore[no-untyped-call]
-        with torch.autocast(kind, enabled=False):
-            return function(hidden, weight, *args, **options)
+    def decorate(function: Function) -> Function:
+        parameters = signature(function)
 
-    return cast("Function", run)
+        @wraps(function)
+        def run(*args: Any, **options: Any) -> Any:
+            device = (args[0] if args else options[names[0]]).device
+            if not is_autocast_enabled(device.type):
+                return function(*args, **options)
+            arguments = parameters.bind(*args, **options).arguments
+            operands = [arguments[name] for name in names]
+            dtype = autocast_dtype(device.type, *operands, arguments.get("bias"))
+            if dtype is not None:
+                rounded = (_Rounded.apply(operand, dtype) for operand in operands)  # type: ignore[no-untyped-call]
+                arguments.update(zip(names, rounded, strict=True))
+            with torch.autocast(device.type, enabled=False):
+                return function(**arguments)
+
+        return cast("Function", run)
+
+    return decorate
 
 
 class _Rounded(torch.autograd.Function):

@@ -11,7 +11,7 @@ from fgrl.reference._common import as_mask, gather_shards, rounds_operands
 from fgrl.types import compute_dtype
 
 
-@rounds_operands
+@rounds_operands("hidden", "weight")
 def linear_logprobs(
     hidden: Tensor,
     weight: Tensor,
@@ -56,15 +56,15 @@ def valid_log_softmax(
 
 def target_logprobs(log_softmax: Tensor, targets: Tensor, valid: Tensor) -> Tensor:
     """The entry of each valid target in its row of `log_softmax [M, V]`; shape of `targets`, 0 elsewhere."""
-    return _scatter(log_softmax.gather(1, targets[valid].long()[:, None])[:, 0], valid)
+    return scatter_rows(log_softmax.gather(1, targets[valid].long()[:, None])[:, 0], valid)
 
 
 def entropies(log_softmax: Tensor, valid: Tensor) -> Tensor:
     """Entropy of each row of `log_softmax [M, V]`, in nats; shape of `valid`, 0 where that is false."""
     impossible = torch.isneginf(log_softmax)
-    return _scatter(-(log_softmax.exp() * log_softmax.masked_fill(impossible, 0)).sum(-1), valid)
+    return scatter_rows(-(log_softmax.exp() * log_softmax.masked_fill(impossible, 0)).sum(-1), valid)
 
 
-def _scatter(rows: Tensor, valid: Tensor) -> Tensor:
+def scatter_rows(rows: Tensor, valid: Tensor) -> Tensor:
     """`rows [M]` to the true positions of `valid`, 0 elsewhere."""
     return rows.new_zeros(valid.shape).masked_scatter(valid, rows)

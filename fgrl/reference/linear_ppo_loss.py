@@ -12,7 +12,7 @@ from fgrl.reference.ppo_loss import ppo_loss
 from fgrl.types import LinearPPOLoss, PPOLossConfig
 
 
-@rounds_operands
+@rounds_operands("hidden", "weight")
 def linear_ppo_loss(
     hidden: Tensor,
     weight: Tensor,

@@ -101,6 +101,27 @@ def run_linear_ppo_loss(batch: int, length: int) -> tuple[Callable[..., Any], li
     return run, [torch.randn(batch, length, 8), torch.randn(33, 8), torch.randn(33)]
 
 
+def run_linear_kl(batch: int, length: int) -> tuple[Callable[..., Any], list[Tensor]]:
+    mask = torch.rand(batch, length) < 0.7
+    teacher = torch.randn(batch, length, 4), torch.randn(33, 4)
+
+    def run(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        states, head = (tensor.to(hidden.dtype) for tensor in teacher)
+        return fgrl.ops.linear_kl(hidden, weight, states, head, mask, bias=bias, divergence="jsd", softcap=9.0).loss
+
+    return run, [torch.randn(batch, length, 8), torch.randn(33, 8), torch.randn(33)]
+
+
+def run_linear_topk_kl(batch: int, length: int) -> tuple[Callable[..., Any], list[Tensor]]:
+    mask = torch.rand(batch, length) < 0.7
+    logprobs, ids = torch.randn(batch, length, 33).log_softmax(-1).topk(5)
+
+    def run(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return fgrl.ops.linear_topk_kl(hidden, weight, ids, logprobs, mask, bias=bias, softcap=9.0).loss
+
+    return run, [torch.randn(batch, length, 8), torch.randn(33, 8), torch.randn(33)]
+
+
 CASES = [
     run_gae,
     run_token_advantages,
@@ -112,6 +133,8 @@ CASES = [
     run_token_reward_head,
     run_linear_logprobs,
     run_linear_ppo_loss,
+    run_linear_kl,
+    run_linear_topk_kl,
 ]
 FUSED = [case for case in CASES if backend.resolve(case.__name__.removeprefix("run_"), CPU) != "reference"]
 
@@ -153,6 +176,10 @@ def test_compiles_to_one_graph_and_not_again_for_another_length(case: Callable[.
         "edit_preference_loss": lambda x, m: fgrl.ops.edit_preference_loss(x, x, m, m).loss,
         "linear_logprobs": lambda x, m: fgrl.ops.linear_logprobs(x[..., None], x[:2, :1], m.long(), mask=m),
         "linear_ppo_loss": lambda x, m: fgrl.ops.linear_ppo_loss(x[..., None], x[:2, :1], m.long(), x, x, m).loss,
+        "linear_kl": lambda x, m: fgrl.ops.linear_kl(x[..., None], x[:2, :1], x[..., None], x[:2, :1], m).loss,
+        "linear_topk_kl": lambda x, m: (
+            fgrl.ops.linear_topk_kl(x[..., None], x[:2, :1], m[..., None].long(), -x.abs()[..., None], m).loss
+        ),
         "token_reward_head": lambda x, m: fgrl.ops.token_reward_head(x[..., None] * m[..., None], x.new_ones(1)),
     }
     compiled = torch.compile(functions[operator], backend=count, fullgraph=True)

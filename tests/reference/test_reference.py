@@ -58,6 +58,8 @@ def calls() -> dict[str, tuple[tuple[Any, ...], dict[str, Any]]]:
         "value_loss": ((*rows[:3], mask), {}),
         "linear_logprobs": ((hidden, weight, targets), {"mask": mask}),
         "linear_ppo_loss": ((hidden, weight, targets, rows[0], rows[1], mask), {}),
+        "linear_kl": ((hidden, weight, hidden * 2, weight + 1, mask), {"divergence": "jsd"}),
+        "linear_topk_kl": ((hidden, weight, targets[..., None], -rows[0].abs()[..., None], mask), {}),
     }
 
 

@@ -28,7 +28,7 @@ _IMPLEMENTATIONS: dict[str, tuple[str, ...]] = {
     "edit_preference_loss": ("cpp", "triton"),
     "gae": ("cpp", "triton"),
     "token_advantages": ("cpp", "triton"),
-    "group_advantages": ("cpp",),
+    "group_advantages": ("cpp", "triton"),
     "whiten": ("cpp", "triton"),
     "ppo_loss": ("cpp", "triton"),
     "value_loss": ("cpp", "triton"),

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from fgrl.trainer import (
         FineGrainedPPOConfig,
         FineGrainedPPOTrainer,
+        TeacherReward,
         TokenRewardConfig,
         TokenRewardTrainer,
     )
@@ -39,6 +40,7 @@ _HOMES = {
     "ValueModel": "fgrl.models",
     "TokenRewardTrainer": "fgrl.trainer",
     "TokenRewardConfig": "fgrl.trainer",
+    "TeacherReward": "fgrl.trainer",
     "FineGrainedPPOTrainer": "fgrl.trainer",
     "FineGrainedPPOConfig": "fgrl.trainer",
 }
@@ -50,6 +52,7 @@ __all__ = [
     "FineGrainedPPOConfig",
     "FineGrainedPPOTrainer",
     "PPOLossConfig",
+    "TeacherReward",
     "TokenRewardConfig",
     "TokenRewardHead",
     "TokenRewardModel",

@@ -11,12 +11,14 @@ if TYPE_CHECKING:
     from fgrl.trainer.reward import TokenRewardTrainer
     from fgrl.trainer.reward_config import TokenRewardConfig
     from fgrl.trainer.reward_metrics import RankAUC, RewardMetrics
+    from fgrl.trainer.teacher import TeacherReward
 
 _HOMES = {
     "FineGrainedPPOConfig": "fgrl.trainer.ppo_config",
     "FineGrainedPPOTrainer": "fgrl.trainer.ppo",
     "RankAUC": "fgrl.trainer.reward_metrics",
     "RewardMetrics": "fgrl.trainer.reward_metrics",
+    "TeacherReward": "fgrl.trainer.teacher",
     "TokenRewardConfig": "fgrl.trainer.reward_config",
     "TokenRewardTrainer": "fgrl.trainer.reward",
 }
@@ -26,6 +28,7 @@ __all__ = [
     "FineGrainedPPOTrainer",
     "RankAUC",
     "RewardMetrics",
+    "TeacherReward",
     "TokenRewardConfig",
     "TokenRewardTrainer",
 ]

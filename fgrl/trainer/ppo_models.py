@@ -25,6 +25,7 @@ from fgrl.trainer.model_checks import (
 from fgrl.trainer.ppo_config import FineGrainedPPOConfig
 from fgrl.trainer.reference import make_reference
 from fgrl.trainer.reward_sources import RewardSource, check_same_vocabulary
+from fgrl.trainer.teacher import TeacherReward
 
 
 class PPOModels(NamedTuple):
@@ -93,6 +94,8 @@ def load_reward_models(reward_model: Any, args: FineGrainedPPOConfig, tokenizer:
     """
     if isinstance(reward_model, list | tuple):
         return [load_reward_models(item, args, tokenizer) for item in reward_model]
+    if isinstance(reward_model, TeacherReward) and reward_model.processing_class is not None:
+        check_same_vocabulary(tokenizer, reward_model.processing_class)
     if not isinstance(reward_model, str | os.PathLike):
         return reward_model
     check_same_vocabulary(tokenizer, load_tokenizer(reward_model))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fgrl.models import TokenRewardModel
 from fgrl.trainer.sampling import Completions
+from fgrl.trainer.teacher import TeacherReward
 
 RewardFunction = Callable[..., Sequence[Any]]
 _TAKEN = ("prompt", "prompt_ids", "prompts", "completions", "completion_ids", "trainer_state")
@@ -34,6 +35,7 @@ class ScoringContext(NamedTuple):
     texts: Sequence[str]  # the completions, without special tokens
     state: Any  # the trainer's `TrainerState`
     batch_size: int  # sequences a forward pass of a model
+    logprobs: Tensor  # [B, T], the policy's of the completions' tokens
 
 
 @dataclass
@@ -41,7 +43,8 @@ class RewardSource:
     """One reward model or function with its name and weight.
 
     A model maps `(input_ids [B, L], attention_mask [B, L])` to rewards `[B, L]`, as `TokenRewardModel` does; a plain
-    token-classification model of one label is wrapped in one. A function is called once a rollout, as TRL calls its
+    token-classification model of one label is wrapped in one. A `TeacherReward` compares the policy with a teacher. A
+    function is called once a rollout, as TRL calls its
     reward functions: `fn(prompts=, completions=, completion_ids=, trainer_state=, **columns)`, where `completions` are
     texts, or messages where the prompt is messages. It returns for each completion one number, a list with a number for
     each of its tokens, or None where it has no opinion.
@@ -72,7 +75,10 @@ class RewardSource:
         Raises:
             ValueError: the wrong number of rewards, or one that is not finite.
         """
-        if isinstance(self.source, nn.Module):
+        if isinstance(self.source, TeacherReward):
+            token = self.source(completions, context.logprobs, context.batch_size)
+            scores = Scores(token, token.new_zeros(len(token)))
+        elif isinstance(self.source, nn.Module):
             scores = self._run_model(self.source, completions, context.batch_size)
         else:
             scores = self._run_function(self.source, completions, context)

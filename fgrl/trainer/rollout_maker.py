@@ -48,8 +48,8 @@ class RolloutMaker:
         actor_critic.eval()
         with self.accelerator.autocast():
             completions = self._sample(actor_critic.policy, rows)
-            by_source = self._score(completions, rows, state)
             logprobs = self._logprobs(actor_critic.policy, completions)
+            by_source = self._score(completions, logprobs, rows, state)
             ref_logprobs = self._ref_logprobs(completions)
             values, last_values = self._values(actor_critic, completions)
         actor_critic.train(was_training)
@@ -120,10 +120,12 @@ class RolloutMaker:
             **options,
         )
 
-    def _score(self, completions: Completions, rows: Sequence[dict[str, Any]], state: Any) -> dict[str, Scores]:
+    def _score(
+        self, completions: Completions, logprobs: Tensor, rows: Sequence[dict[str, Any]], state: Any
+    ) -> dict[str, Scores]:
         """Each source's scores, by its name."""
         texts = self.tokenizer.batch_decode(completions.as_lists(), skip_special_tokens=True)
-        context = ScoringContext(rows, texts, state, self.args.rollout_forward_batch_size)
+        context = ScoringContext(rows, texts, state, self.args.rollout_forward_batch_size, logprobs)
         return {source.name: source(completions, context) for source in self.sources}
 
     def _at_level(self, by_source: dict[str, Scores], completions: Completions) -> Scores:

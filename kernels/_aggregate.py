@@ -54,13 +54,19 @@ class Aggregation:
         cu_seqlens: Tensor | None,
         denominator: float,
         block: int,
+        *,
+        finds_sequences: bool = False,
     ) -> None:
         self._kind, self._normalizer, self._denominator = kind, normalizer, denominator
         self._block = block
         divides_by_count = normalizer is None and denominator == 0
         is_counted = kind == SEQ_MEAN_TOKEN_MEAN or (kind == SEQ_MEAN_TOKEN_SUM and divides_by_count)
-        counted = _count_tokens(like, mask, flat(cu_seqlens), block) if is_counted else Weights()
-        self._counts = counted.counts_ptr
+        counted = Weights()
+        if is_counted or finds_sequences:
+            counted = _count_tokens(like, mask, flat(cu_seqlens), block)
+        self.sequences = counted
+        """Where the sequences are, if they were counted or asked for."""
+        self._counts = counted.counts_ptr if is_counted else None
         self.weights = counted if kind == SEQ_MEAN_TOKEN_MEAN else Weights()
 
     def finish(

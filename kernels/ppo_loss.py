@@ -1,10 +1,10 @@
-"""The clipped PPO loss: loss, statistics and the gradient of each token in one pass."""
+"""The PPO loss and its relatives: loss, statistics and the gradient of each token in one pass."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import torch
 import triton
@@ -15,7 +15,18 @@ from fgrl.kernels._aggregate import BLOCK, WARPS, Aggregation, greater, programs
 from fgrl.kernels._blocks import load_block, store_block, store_sums
 from fgrl.kernels._kl import kl_value
 from fgrl.kernels._launch import FUSION, Case, flags, flat, on_device
-from fgrl.types import compute_dtype
+from fgrl.kernels._policy import (
+    GMPO,
+    Sequences,
+    _sequence_terms_fwd_kernel,
+    bound_importance,
+    clamp,
+    exp,
+    has_sequence_ratio,
+    policy_terms,
+    sequence_terms,
+)
+from fgrl.types import PolicyLoss, compute_dtype
 
 _STATISTICS = 9
 
@@ -32,18 +43,7 @@ class Tokens(NamedTuple):
 
 
 @triton.jit
-def _exp(x):
-    """e^x for |x| <= 20. In fp32 `tl.exp` scales x in one rounding, an error that grows with it: here it does not."""
-    if x.dtype == tl.float64:
-        return tl.exp(x)
-    else:
-        power = tl.floor(x * 1.4426950408889634 + 0.5)
-        rest = x - power * 0.693359375 - power * -2.12194440e-4  # of ln 2; the first product is exact
-        return tl.exp2(power) * tl.exp(rest)
-
-
-@triton.jit
-def _kl_slope(difference, value, KIND: tl.constexpr):
+def _kl_grad(difference, value, KIND: tl.constexpr):
     """The derivative of `kl_value` by logp. |d| has none at 0, where it is taken as 0."""
     if KIND == 0:
         return tl.full(difference.shape, 1.0, difference.dtype)
@@ -55,13 +55,6 @@ def _kl_slope(difference, value, KIND: tl.constexpr):
         return tl.where(difference < 0, -1.0, tl.where(difference > 0, 1.0, difference))
 
 
-@triton.jit
-def _clamp(x, low, high):
-    """NaN stays."""
-    x = tl.where(x < low, low, x)
-    return tl.where(x > high, high, x)
-
-
 @triton.jit(do_not_specialize=["size", "blocks", "length"])
 def _ppo_loss_fwd_kernel(
     logprobs_grad_ptr,
@@ -70,6 +63,7 @@ def _ppo_loss_fwd_kernel(
     tokens,
     mask_ptr,
     weights,
+    sequences,
     size,
     blocks,
     length,
@@ -79,6 +73,13 @@ def _ppo_loss_fwd_kernel(
     kl_coef: tl.float64,
     entropy_coef: tl.float64,
     importance_cap: tl.float64,
+    importance_floor: tl.float64,
+    tau_positive: tl.float64,
+    tau_negative: tl.float64,
+    LOSS: tl.constexpr,
+    HAS_SEQUENCE_RATIO: tl.constexpr,
+    IMPORTANCE_LEVEL: tl.constexpr,
+    MASKS_IMPORTANCE: tl.constexpr,
     KL_KIND: tl.constexpr,
     KL_IN_LOSS: tl.constexpr,
     HAS_DUAL_CLIP: tl.constexpr,
@@ -90,9 +91,11 @@ def _ppo_loss_fwd_kernel(
     """Gradients of every `programs`-th block of tokens, and the sums of their terms.
 
     x     = clamp(logp - old, -20, 20),  ratio = e^x
-    l     = max(-A * ratio, -A * clip(ratio)),  at most -A * dual_clip where A < 0
-    loss  = v * (w * l + kl_coef * KL(logp, ref) - entropy_coef * entropy),  v by the token's sequence
-    d loss / d logp = v * (w * -A * ratio + kl_coef * KL'),  the first term only where nothing was clipped
+    l     = max(-A * ratio, -A * clip(ratio)),  at most -A * dual_clip where A < 0, or another policy loss
+    loss  = v * (l + kl_coef * KL(logp, ref) - entropy_coef * entropy),  v by the token's sequence
+    d loss / d logp = v * (-A * ratio + kl_coef * KL'),  the first term only where nothing was clipped
+
+    where `A` carries the importance weight.
     """
     HAS_OLD: tl.constexpr = tokens.old_logprobs_ptr is not None
     HAS_REF: tl.constexpr = tokens.ref_logprobs_ptr is not None
@@ -101,8 +104,12 @@ def _ppo_loss_fwd_kernel(
     high = tl.full([], ratio_high, DTYPE)
     bound = tl.full([], dual_clip, DTYPE)
     kl_weight = tl.full([], kl_coef, DTYPE)
-    entropy_slope = -tl.full([], entropy_coef, DTYPE)
+    entropy_grad = -tl.full([], entropy_coef, DTYPE)
     cap = tl.full([], importance_cap, DTYPE)
+    floor = tl.full([], importance_floor, DTYPE)
+    positive = tl.full([], tau_positive, DTYPE)
+    negative = tl.full([], tau_negative, DTYPE)
+    HAS_SEQUENCES: tl.constexpr = sequences.terms_ptr is not None
     policy = tl.zeros([BLOCK], DTYPE)
     kl = tl.zeros([BLOCK], DTYPE)
     bonus = tl.zeros([BLOCK], DTYPE)
@@ -110,7 +117,7 @@ def _ppo_loss_fwd_kernel(
     dual_clip_count = tl.zeros([BLOCK], tl.int32)
     log_ratios = tl.zeros([BLOCK], DTYPE)
     ratios = tl.zeros([BLOCK], DTYPE)
-    greatest = tl.zeros([BLOCK], DTYPE)
+    max_ratio = tl.zeros([BLOCK], DTYPE)
     count = tl.zeros([BLOCK], tl.int32)
     programs = tl.num_programs(0)
     start = tl.program_id(0).to(tl.int64) * BLOCK
@@ -121,38 +128,52 @@ def _ppo_loss_fwd_kernel(
         if not HAS_OLD:
             old = logp
         difference = logp - old
-        log_ratio = _clamp(difference, -20.0, 20.0)
-        ratio = _exp(log_ratio)
-
-        unclipped = -advantage * ratio
-        clipped = -advantage * _clamp(ratio, low, high)
-        is_clipped = clipped > unclipped
-        loss = tl.where(is_clipped, clipped, unclipped)
-        has_slope = (difference >= -20.0) & (difference <= 20.0) & ~is_clipped
-        if HAS_DUAL_CLIP:
-            is_dual_clipped = (advantage < 0) & (-advantage * bound < loss)
-            loss = tl.where(is_dual_clipped, -advantage * bound, loss)
-            has_slope &= ~is_dual_clipped
-            dual_clip_count += is_dual_clipped.to(tl.int32)
-        slope = tl.where(has_slope, unclipped, 0.0)
+        log_ratio = clamp(difference, -20.0, 20.0)
+        importance = tl.full([BLOCK], 1.0, DTYPE)
+        ratio = importance
+        shared_grad = importance
+        shared_advantage = importance
+        if HAS_SEQUENCES:
+            shared = sequence_terms(sequences, start, size, length, DTYPE, BLOCK)
+            importance, ratio, shared_grad, shared_advantage = shared
+        if not HAS_SEQUENCE_RATIO:
+            ratio = exp(log_ratio)
         if HAS_ROLLOUT:
-            importance = _exp(_clamp(old - rollout, -20.0, 20.0))
-            importance = tl.where(importance > cap, cap, importance)
-            loss *= importance
-            slope *= importance
+            if IMPORTANCE_LEVEL == 0:
+                importance = bound_importance(exp(clamp(old - rollout, -20.0, 20.0)), floor, cap, MASKS_IMPORTANCE)
+            advantage *= importance
+        loss, grad, is_clipped, is_dual_clipped = policy_terms(
+            logp,
+            difference,
+            ratio,
+            advantage,
+            shared_grad,
+            shared_advantage,
+            low,
+            high,
+            bound,
+            positive,
+            negative,
+            LOSS,
+            HAS_DUAL_CLIP,
+        )
+        if HAS_DUAL_CLIP:
+            dual_clip_count += (is_dual_clipped & valid).to(tl.int32)
         if HAS_REF:
             gap = logp - ref
             divergence = kl_value(gap, KL_KIND)
             kl += weight * divergence
             if KL_IN_LOSS:
                 if KL_KIND < 4:
-                    slope += kl_weight * _kl_slope(gap, divergence, KL_KIND)
+                    grad += kl_weight * _kl_grad(gap, divergence, KL_KIND)
+                elif HAS_SEQUENCE_RATIO:
+                    grad += kl_weight * (exp(log_ratio) * gap)
                 else:
-                    slope += kl_weight * (ratio * gap)
+                    grad += kl_weight * (ratio * gap)
         if GRAD_LOGPROBS:
-            store_block(logprobs_grad_ptr, start, size, tl.where(valid, weight * slope, 0.0))
+            store_block(logprobs_grad_ptr, start, size, tl.where(valid, weight * grad, 0.0))
         if GRAD_ENTROPY:
-            store_block(entropy_grad_ptr, start, size, tl.where(valid, entropy_slope * weight, 0.0))
+            store_block(entropy_grad_ptr, start, size, tl.where(valid, entropy_grad * weight, 0.0))
 
         policy += weight * loss
         bonus += weight * entropy
@@ -160,7 +181,7 @@ def _ppo_loss_fwd_kernel(
         log_ratios += log_ratio
         ratio = tl.where(valid, ratio, 0.0)
         ratios += ratio
-        greatest = greater(ratio, greatest)
+        max_ratio = greater(ratio, max_ratio)
         count += valid.to(tl.int32)
         start += programs * BLOCK
     store_sums(
@@ -173,7 +194,7 @@ def _ppo_loss_fwd_kernel(
             tl.sum(dual_clip_count, 0),
             -tl.sum(log_ratios, 0),
             tl.sum(ratios, 0),
-            tl.reduce(greatest, 0, greater),
+            tl.reduce(max_ratio, 0, greater),
             tl.sum(count, 0),
         ),
     )
@@ -198,6 +219,12 @@ def ppo_loss(
     kl_estimator: int,
     entropy_coef: float,
     importance_cap: float,
+    policy_loss: int,
+    tau_positive: float,
+    tau_negative: float,
+    importance_floor: float,
+    importance_level: int,
+    importance_mask: bool,
     grad_logprobs: bool,
     grad_entropy: bool,
     *,
@@ -207,7 +234,7 @@ def ppo_loss(
     """Loss, statistics, and gradients up to a scale; see `fgrl.ops.ppo_loss`.
 
     Reads every input once and writes every gradient once, 17 bytes a token in fp32 without options; the mask is read
-    twice for seq-mean-token-mean.
+    twice for seq-mean-token-mean. Where tokens depend on their sequence, one program a sequence reads it once before.
     """
     dtype = compute_dtype(logprobs, old_logprobs, advantages, ref_logprobs, entropy, rollout_logprobs)
     logprobs_grad, entropy_grad = (
@@ -216,10 +243,44 @@ def ppo_loss(
     )
     tokens = Tokens(*map(flat, (logprobs, old_logprobs, advantages, ref_logprobs, entropy, rollout_logprobs)))
     size, mask = logprobs.numel(), flags(mask)
+    needs_sequences = has_sequence_ratio(policy_loss) or (rollout_logprobs is not None and importance_level > 0)
+    if needs_sequences:
+        block //= 2  # what tokens share with their sequence takes registers
+    middle = 0.0 if policy_loss == GMPO.value else 1.0  # GMPO's bounds are those of the log-ratio
+    triton_dtype = tl.float64 if dtype == torch.float64 else tl.float32
     columns = programs(size, block, logprobs.device, max_programs)
     partial = torch.empty(_STATISTICS, columns, dtype=torch.float64, device=logprobs.device)
     with on_device(logprobs):
-        aggregator = Aggregation(aggregation, logprobs, mask, normalizer, cu_seqlens, denominator, block)
+        aggregator = Aggregation(
+            aggregation, logprobs, mask, normalizer, cu_seqlens, denominator, block, finds_sequences=needs_sequences
+        )
+        sequences = Sequences()
+        if needs_sequences:
+            found = aggregator.sequences
+            assert found.counts_ptr is not None
+            terms = torch.empty(found.counts_ptr.shape[0], 4, dtype=dtype, device=logprobs.device)
+            sequences = Sequences(terms, found.first_ptr, found.cu_seqlens_ptr)
+            if terms.shape[0]:
+                _sequence_terms_fwd_kernel[(terms.shape[0],)](
+                    terms,
+                    tokens._replace(ref_logprobs_ptr=None, entropy_ptr=None),
+                    mask,
+                    found.cu_seqlens_ptr,
+                    size,
+                    logprobs.shape[-1],
+                    ratio_low=middle - clip_low,
+                    ratio_high=middle + clip_high,
+                    dual_clip=dual_clip,
+                    importance_floor=importance_floor,
+                    importance_cap=importance_cap,
+                    LOSS=policy_loss,
+                    IMPORTANCE_LEVEL=importance_level,
+                    MASKS=importance_mask,
+                    DTYPE=triton_dtype,
+                    BLOCK=block,
+                    num_warps=WARPS,
+                    **FUSION,
+                )
         _ppo_loss_fwd_kernel[(columns,)](
             logprobs_grad,
             entropy_grad,
@@ -227,21 +288,29 @@ def ppo_loss(
             tokens,
             mask,
             aggregator.weights,
+            sequences,
             size,
             triton.cdiv(size, block),
             logprobs.shape[-1],
-            ratio_low=1 - clip_low,
-            ratio_high=1 + clip_high,
+            ratio_low=middle - clip_low,
+            ratio_high=middle + clip_high,
             dual_clip=dual_clip,
             kl_coef=kl_coef,
             entropy_coef=entropy_coef,
             importance_cap=importance_cap,
+            importance_floor=importance_floor,
+            tau_positive=tau_positive,
+            tau_negative=tau_negative,
+            LOSS=policy_loss,
+            HAS_SEQUENCE_RATIO=has_sequence_ratio(policy_loss),
+            IMPORTANCE_LEVEL=importance_level,
+            MASKS_IMPORTANCE=importance_mask,
             KL_KIND=kl_estimator,
             KL_IN_LOSS=kl_coef != 0,
             HAS_DUAL_CLIP=math.isfinite(dual_clip),
             GRAD_LOGPROBS=grad_logprobs,
             GRAD_ENTROPY=grad_entropy,
-            DTYPE=tl.float64 if dtype == torch.float64 else tl.float32,
+            DTYPE=triton_dtype,
             BLOCK=block,
             num_warps=WARPS,
             **FUSION,
@@ -266,6 +335,8 @@ def aot_cases() -> Iterator[Case]:
         packed: bool = False,
         normalizer: Tensor | None = None,
         gradient: bool = True,
+        policy_loss: int = 0,
+        importance_level: int = 0,
     ) -> Case:
         shape = (4096 * 1000,) if packed else (4096, 1000)
         tokens = meta(*shape, dtype=dtype)
@@ -274,6 +345,7 @@ def aot_cases() -> Iterator[Case]:
         tensors = (tokens, tokens, tokens, mask, option, option, option, normalizer)
         cu_seqlens = meta(4097, dtype=torch.int32) if packed else None
         coefficients = (0.2, 0.2, 3.0, 0.1 * options, estimator, 0.1 * options, 2.0)
+        coefficients += (policy_loss, 1.0, 1.05, 0.5, importance_level, importance_level > 0)
         arguments = (*tensors, cu_seqlens, 0.0, aggregation, *coefficients, gradient, gradient and options)
         return Case(label, ppo_loss, arguments)
 
@@ -288,3 +360,9 @@ def aot_cases() -> Iterator[Case]:
     yield case("seq-mean-token-mean packed", aggregation=3, packed=True)
     for estimator in (0, 1, 3, 6):
         yield case(f"estimator {estimator}", options=True, estimator=estimator)
+    for policy_loss in range(1, len(get_args(PolicyLoss))):
+        yield case(f"policy loss {policy_loss}", policy_loss=policy_loss)
+        yield case(f"policy loss {policy_loss} all inputs", options=True, estimator=6, policy_loss=policy_loss)
+    yield case("gspo fp64 packed", torch.float64, options=True, aggregation=3, packed=True, policy_loss=1)
+    for level in (1, 2):
+        yield case(f"importance level {level}", options=True, importance_level=level, packed=level == 2)

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import oracles
 import torch
 from hypothesis import strategies as st
-from numerics import MASKS, POISONS, assert_as_accurate, leaf, make_mask, poisoned
+from numerics import MASKS, POISONS, assert_as_accurate, assert_equals_oracle, leaf, make_mask, poisoned
 from torch import Tensor
 
 import fgrl
 from fgrl.ops import PPOLossConfig
+from fgrl.ops.ppo_loss import STATS
 
 AGGREGATIONS = ("token-mean", "token-sum", "seq-mean-token-sum", "seq-mean-token-mean")
 ESTIMATORS = ("k1", "k2", "k3", "abs", "k1+", "k2+", "k3+", "abs+")
@@ -29,17 +31,41 @@ EVERYTHING: dict[str, Any] = {
 }
 """Options of `PPOLossConfig` with every part of the loss."""
 
-CONFIGS = st.builds(
-    PPOLossConfig,
-    clip_low=st.sampled_from([0.0, 0.2, 1.0]),
-    clip_high=st.sampled_from([0.0, 0.28, 10.0]),
-    dual_clip=st.sampled_from([None, 1.01, 3.0]),
-    kl_coef=st.sampled_from([0.0, 0.7]),
-    kl_estimator=st.sampled_from(ESTIMATORS),
-    entropy_coef=st.sampled_from([0.0, 0.3, -0.1]),
-    importance_cap=st.sampled_from([None, 0.8, 2.0]),
-    aggregation=st.sampled_from(AGGREGATIONS),
-)
+POLICY_LOSSES = ("clip", "gspo", "gspo-token", "gmpo", "cispo", "sapo", "reinforce")
+DUAL_CLIPPED = POLICY_LOSSES[:4]
+IMPORTANCE_LEVELS = ("token", "sequence", "geometric")
+
+
+def everything(loss: str, **options: Any) -> PPOLossConfig:
+    """`EVERYTHING` as far as `loss` has it."""
+    dual_clip = EVERYTHING["dual_clip"] if loss in DUAL_CLIPPED else None
+    return PPOLossConfig(**{**EVERYTHING, "loss": loss, "dual_clip": dual_clip, **options})
+
+
+@st.composite
+def _configs(draw: st.DrawFn) -> PPOLossConfig:
+    loss = draw(st.sampled_from(POLICY_LOSSES))
+    cap, floor = draw(st.sampled_from([(None, None), (0.8, None), (2.0, None), (2.0, 0.7), (None, 0.7)]))
+    modes = ["truncate"] if (cap, floor) == (None, None) else ["truncate", "mask"]
+    return PPOLossConfig(
+        loss=loss,
+        clip_low=draw(st.sampled_from([0.0, 0.2, 1.0])),
+        clip_high=draw(st.sampled_from([0.0, 0.28, 10.0])),
+        dual_clip=draw(st.sampled_from([None, 1.01, 3.0])) if loss in DUAL_CLIPPED else None,
+        tau_positive=draw(st.sampled_from([1.0, 3.0])),
+        tau_negative=draw(st.sampled_from([1.05, 0.5])),
+        kl_coef=draw(st.sampled_from([0.0, 0.7])),
+        kl_estimator=draw(st.sampled_from(ESTIMATORS)),
+        entropy_coef=draw(st.sampled_from([0.0, 0.3, -0.1])),
+        importance_cap=cap,
+        importance_floor=floor,
+        importance_level=draw(st.sampled_from(IMPORTANCE_LEVELS)),
+        importance_mode=draw(st.sampled_from(modes)),
+        aggregation=draw(st.sampled_from(AGGREGATIONS)),
+    )
+
+
+CONFIGS = _configs()
 
 
 def draw_ppo(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
@@ -82,6 +108,44 @@ def draw_value(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> di
         "returns": values + torch.randn(shape),
     }
     return {name: tensor.to(dtype) for name, tensor in inputs.items()}
+
+
+def oracle(
+    inputs: Mapping[str, Tensor],
+    mask: Tensor | None,
+    config: PPOLossConfig,
+    normalizer: float | None = None,
+    sequences: Any = None,
+) -> dict[str, Any]:
+    """`oracles.ppo_loss` of these inputs."""
+    return oracles.ppo_loss(
+        *(oracles.flat(inputs.get(name)) for name in ("logprobs", "old_logprobs", "advantages")),
+        sequences or oracles.sequences_of(inputs["logprobs"].shape, mask),
+        *(oracles.flat(inputs.get(name)) for name in ("ref_logprobs", "entropy", "rollout_logprobs")),
+        normalizer=normalizer,
+        **vars(config),
+    )
+
+
+def check_ppo(
+    inputs: Mapping[str, Tensor], mask: Tensor | None, config: PPOLossConfig, normalizer: float | None = None
+) -> None:
+    """Loss, both gradients and all statistics of `ppo_loss` against the oracle."""
+    inputs = {name: tensor.clone() for name, tensor in inputs.items()}
+    logprobs = inputs["logprobs"].requires_grad_()
+    entropy = inputs["entropy"].requires_grad_() if "entropy" in inputs else None
+    result = fgrl.ops.ppo_loss(**({"old_logprobs": None} | inputs), mask=mask, normalizer=normalizer, config=config)
+    result.loss.backward()
+    expected = oracle(inputs, mask, config, normalizer)
+    assert_equals_oracle(result.loss, expected["loss"], "loss")
+    assert_equals_oracle(logprobs.grad, expected["logprobs_gradient"], "gradient by logprobs")
+    if entropy is not None and entropy.grad is not None:
+        assert_equals_oracle(entropy.grad, expected["entropy_gradient"], "gradient by entropy")
+    assert tuple(result.stats) == STATS
+    for name, value in result.stats.items():
+        assert_equals_oracle(value, expected["stats"][name], name)
+        assert value.shape == ()
+        assert not value.requires_grad
 
 
 def outcome(op: Any, inputs: Mapping[str, Tensor | None], **options: Any) -> dict[str, Tensor]:

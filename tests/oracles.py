@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import policy_oracles
 import torch
 
 Array = Any  # a float64 numpy array
@@ -114,7 +115,7 @@ def kl_value(estimator: str, logprob: float, ref: float) -> float:
     return abs(difference)
 
 
-def kl_slope(estimator: str, logprob: float, ref: float) -> float:
+def kl_grad(estimator: str, logprob: float, ref: float) -> float:
     """Derivative of the *loss term* by logprob; a `+` suffix takes k2's."""
     difference = logprob - ref
     if estimator.endswith("+") or estimator == "k2":
@@ -183,23 +184,6 @@ def weight_of_token(sequences: Sequences, aggregation: str, normalizer: float | 
     return weights
 
 
-def policy_token(
-    logprob: float, old: float | None, advantage: float, clip_low: float, clip_high: float, dual_clip: float | None
-) -> dict[str, float]:
-    """Loss, slope and flags of one token's clipped surrogate."""
-    on_policy = old is None
-    ratio = 1.0 if on_policy else math.exp(max(-20.0, min(20.0, logprob - old)))
-    inside = on_policy or -20.0 <= logprob - old <= 20.0
-    unclipped = -advantage * ratio
-    clipped = -advantage * min(max(ratio, 1 - clip_low), 1 + clip_high)
-    loss, slope, is_clipped, is_lower = unclipped, -advantage * ratio * inside, clipped > unclipped, False
-    if is_clipped:
-        loss, slope = clipped, 0.0
-    if advantage < 0 and dual_clip is not None and loss > -advantage * dual_clip:
-        loss, slope, is_lower = -advantage * dual_clip, 0.0, True
-    return {"loss": loss, "slope": slope, "ratio": ratio, "clipped": float(is_clipped), "lower": float(is_lower)}
-
-
 def ppo_loss(
     logprobs: Array,
     old: Array,
@@ -209,37 +193,32 @@ def ppo_loss(
     entropy: Array = None,
     rollout: Array = None,
     normalizer: float | None = None,
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
-    dual_clip: float | None = None,
     kl_coef: float = 0.0,
-    kl_estimator: str = "k3",
+    kl_estimator: str = "k3+",
     entropy_coef: float = 0.0,
-    importance_cap: float | None = None,
     aggregation: str = "token-mean",
+    **options: Any,
 ) -> dict[str, Any]:
-    """Loss, gradient by logprobs and by entropy, and the statistics."""
+    """Loss, gradient by logprobs and by entropy, and the statistics. `options`: of `policy_oracles.sequence`."""
     size = logprobs.size
-    policy, kl, slopes, ratios, clipped, lower = (np.zeros(size) for _ in range(6))
+    policy, kl, policy_grads, kl_grads, ratios, clipped, lower, log_ratio = (np.zeros(size) for _ in range(8))
     entropies = np.zeros(size) if entropy is None else entropy
-    log_ratio = np.zeros(size)
     for tokens in sequences:
-        for t in tokens:
-            before = None if old is None else float(old[t])
-            token = policy_token(float(logprobs[t]), before, float(advantages[t]), clip_low, clip_high, dual_clip)
-            weight = 1.0
-            if rollout is not None:
-                behaviour = float(logprobs[t]) if before is None else before
-                weight = math.exp(max(-20.0, min(20.0, behaviour - float(rollout[t]))))
-                weight = weight if importance_cap is None else min(weight, importance_cap)
-            policy[t], slopes[t], ratios[t] = weight * token["loss"], weight * token["slope"], token["ratio"]
-            clipped[t], lower[t] = token["clipped"], token["lower"]
-            log_ratio[t] = -math.log(token["ratio"])
+        before = logprobs if old is None else old
+        terms = policy_oracles.sequence(
+            *([float(x[t]) for t in tokens] for x in (logprobs, before, advantages)),
+            None if rollout is None else [float(rollout[t]) for t in tokens],
+            **options,
+        )
+        for t, term in zip(tokens, terms, strict=True):
+            policy[t], policy_grads[t], ratios[t] = term.loss, term.grad, term.ratio
+            clipped[t], lower[t] = float(term.is_clipped), float(term.is_dual_clipped)
+            log_ratio[t] = max(-20.0, min(20.0, logprobs[t] - before[t]))
             if ref is not None:
-                # The gradient of a "+" estimator carries the importance weight of the update, which is the ratio.
-                carried = token["ratio"] if kl_estimator.endswith("+") else 1.0
+                # The gradient of a "+" estimator carries the importance weight of the update, the token's ratio.
+                carried = math.exp(log_ratio[t]) if kl_estimator.endswith("+") else 1.0
                 kl[t] = kl_value(kl_estimator, float(logprobs[t]), float(ref[t]))
-                slopes[t] += kl_coef * carried * kl_slope(kl_estimator, float(logprobs[t]), float(ref[t]))
+                kl_grads[t] = kl_coef * carried * kl_grad(kl_estimator, float(logprobs[t]), float(ref[t]))
     weights = weight_of_token(sequences, aggregation, normalizer, size)
     valid = [t for tokens in sequences for t in tokens]
 
@@ -250,13 +229,13 @@ def ppo_loss(
              (("policy_loss", policy), ("kl", kl), ("entropy", entropies))}  # fmt: skip
     return {
         "loss": parts["policy_loss"] + kl_coef * parts["kl"] - entropy_coef * parts["entropy"],
-        "logprobs_gradient": weights * slopes,
+        "logprobs_gradient": weights * (policy_grads + kl_grads),
         "entropy_gradient": -entropy_coef * weights,
         "stats": parts
         | {
             "clip_fraction": mean(clipped),
             "clip_fraction_lower": mean(lower),
-            "approx_kl": mean(log_ratio),
+            "approx_kl": -mean(log_ratio),
             "ratio_mean": mean(ratios),
             "ratio_max": max((float(ratios[t]) for t in valid), default=0.0),
             "tokens": float(len(valid)),

@@ -164,10 +164,16 @@ def test_options_of_the_ppo_loss() -> None:
         "clip_high": 0.2,
         "dual_clip": None,
         "kl_coef": 0.0,
-        "kl_estimator": "k3",
+        "kl_estimator": "k3+",
         "entropy_coef": 0.0,
         "importance_cap": None,
         "aggregation": "token-mean",
+        "loss": "clip",
+        "tau_positive": 1.0,
+        "tau_negative": 1.05,
+        "importance_floor": None,
+        "importance_level": "token",
+        "importance_mode": "truncate",
     }
     with pytest.raises(AttributeError):
         fgrl.ops.PPOLossConfig().clip_low = 0.1  # type: ignore[misc]

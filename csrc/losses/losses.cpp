@@ -75,6 +75,27 @@ Totals sum_blocks(int64_t tokens, const TokenMask& mask, const Block& block) {
   return total;
 }
 
+// The sum of `block(first, last, mask)` over groups of whole sequences with at least TOKENS_A_BLOCK tokens each.
+template <typename Totals, typename Block>
+Totals sum_sequences(const Sequences& sequences, const TokenMask& mask, const Block& block) {
+  std::vector<int64_t> groups{0};
+  for (int64_t i = 1; i <= sequences.count; ++i) {
+    const int64_t tokens = sequences.begin(i) - sequences.begin(groups.back());
+    if (i == sequences.count || tokens >= TOKENS_A_BLOCK) groups.push_back(i);
+  }
+  const int64_t count = static_cast<int64_t>(groups.size()) - 1, tokens = sequences.begin(sequences.count);
+  std::vector<Totals> parts(static_cast<size_t>(count));
+  for_each_task<std::vector<uint8_t>>(count, tokens, [&](std::vector<uint8_t>& scratch, int64_t i) {
+    const size_t task = static_cast<size_t>(i);
+    const int64_t begin = sequences.begin(groups[task]), end = sequences.begin(groups[task + 1]);
+    if (mask.data != nullptr) scratch.resize(static_cast<size_t>(end - begin));
+    parts[task] = block(groups[task], groups[task + 1], mask.bytes(begin, end, scratch.data()));
+  });
+  Totals total;
+  for (const Totals& part : parts) total.add(part);
+  return total;
+}
+
 template <typename T>
 void write(Tensor& to, const double* from, int64_t size) {
   T* out = data<T>(to);
@@ -93,7 +114,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> ppo_loss(
     const OptionalTensor& ref_logprobs, const OptionalTensor& entropy, const OptionalTensor& rollout_logprobs,
     const OptionalTensor& normalizer, const OptionalTensor& cu_seqlens, double denominator, int64_t aggregation,
     double clip_low, double clip_high, double dual_clip, double kl_coef, int64_t kl_estimator, double entropy_coef,
-    double importance_cap, bool grad_logprobs, bool grad_entropy) {
+    double importance_cap, int64_t policy_loss, double tau_positive, double tau_negative, double importance_floor,
+    int64_t importance_level, bool importance_mask, bool grad_logprobs, bool grad_entropy) {
+  STD_TORCH_CHECK(policy_loss >= 0 && policy_loss <= 6, "unknown policy loss");
+  STD_TORCH_CHECK(importance_level >= 0 && importance_level <= 2, "unknown importance level");
   const ScalarType dtype = compute_dtype(logprobs, old_logprobs, advantages, ref_logprobs, entropy, rollout_logprobs);
   const int64_t tokens = logprobs.numel();
   Tensor loss = empty_scalar(dtype), scale = empty_scalar(dtype);
@@ -111,8 +135,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> ppo_loss(
     of.entropy = inputs.read<T>(entropy, tokens);
     of.rollout_logprobs = inputs.read<T>(rollout_logprobs, tokens);
     of.mask = inputs.mask(mask, tokens);
-    of.ratio_low = static_cast<T>(1 - clip_low), of.ratio_high = static_cast<T>(1 + clip_high);
-    of.dual_clip = static_cast<T>(dual_clip), of.importance_cap = static_cast<T>(importance_cap);
+    of.policy_loss = static_cast<PolicyLoss>(policy_loss);
+    const double middle = of.policy_loss == PolicyLoss::GMPO ? 0 : 1;
+    of.ratio_low = static_cast<T>(middle - clip_low), of.ratio_high = static_cast<T>(middle + clip_high);
+    of.dual_clip = static_cast<T>(dual_clip);
+    of.tau_positive = static_cast<T>(tau_positive), of.tau_negative = static_cast<T>(tau_negative);
+    of.importance_floor = static_cast<T>(importance_floor), of.importance_cap = static_cast<T>(importance_cap);
+    of.importance_level = static_cast<ImportanceLevel>(importance_level), of.masks_importance = importance_mask;
     of.kl_coef = static_cast<T>(kl_coef), of.entropy_coef = static_cast<T>(entropy_coef);
     of.kl_kind = static_cast<int>(kl_estimator);
     if (grad_logprobs) of.logprobs_grad = data<T>(logprobs_grad);
@@ -120,9 +149,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> ppo_loss(
 
     const Aggregator aggregator(inputs, logprobs, of.mask, normalizer, cu_seqlens, denominator, aggregation);
     const Weighting<T> weighting = aggregator.weighting<T>();
-    PPOTotals totals = sum_blocks<PPOTotals>(tokens, of.mask, [&](int64_t begin, int64_t end, const uint8_t* flags) {
-      return FGRL_DISPATCH(ppo_block, T)(of, weighting, begin, end, flags);
-    });
+    PPOTotals totals;
+    if (of.needs_sequences()) {
+      STD_TORCH_CHECK(cu_seqlens || logprobs.dim() == 2, "sequences are rows, or given by cu_seqlens");
+      const Sequences sequences = inputs.sequences(logprobs, cu_seqlens);
+      const auto block = [&](int64_t first, int64_t last, const uint8_t* flags) {
+        return FGRL_DISPATCH(ppo_sequences, T)(of, weighting, sequences, first, last, flags);
+      };
+      totals = sum_sequences<PPOTotals>(sequences, of.mask, block);
+    } else {
+      totals = sum_blocks<PPOTotals>(tokens, of.mask, [&](int64_t begin, int64_t end, const uint8_t* flags) {
+        return FGRL_DISPATCH(ppo_block, T)(of, weighting, begin, end, flags);
+      });
+    }
     const double divisor = aggregator.denominator(totals.tokens()), factor = 1 / divisor;
     totals.divide(divisor);
     double total = totals.values[0];

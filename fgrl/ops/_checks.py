@@ -182,5 +182,17 @@ def check_reduction(
     check_normalizer(normalizer)
 
 
+def check_loss_layout(config: PPOLossConfig, name: str, tensor: Tensor, cu_seqlens: Tensor | None) -> None:
+    """`check_aggregation`, and the same where tokens depend on their sequence."""
+    check_aggregation(config.aggregation, name, tensor, cu_seqlens)
+    if config.needs_sequences and cu_seqlens is None and tensor.ndim != 2:
+        is_about_loss = config.importance_level == "token"
+        option = f"loss {config.loss!r}" if is_about_loss else f"importance_level {config.importance_level!r}"
+        raise ValueError(
+            f"cu_seqlens is None and {name} has shape {list(tensor.shape)}; "
+            f"{option} needs [B, T], or packed [N] with cu_seqlens"
+        )
+
+
 def _describe(value: object) -> str:
     return f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"

@@ -145,11 +145,11 @@ class LinearRows:
         make = self.hidden.new_empty if self.selected is None else self.hidden.new_zeros
         return make(*shape, self.total, dtype=self.head.dtype)
 
-    def chunks(self) -> Iterator[Chunk]:
-        """All selected rows in order, `at_once` at a time, in one buffer."""
+    def chunks(self, *, but_last: bool = False) -> Iterator[Chunk]:
+        """All selected rows in order, `at_once` at a time, in one buffer; not the last, if `but_last`."""
         vocabulary = self.head.weight.shape[0]
         buffer = self.hidden.new_empty(min(self.at_once, self.count), self._width, dtype=self.head.dtype)
-        for start in range(0, self.count, max(self.at_once, 1)):
+        for start in range(0, self.count - but_last * self.at_once, max(self.at_once, 1)):
             end = min(start + self.at_once, self.count)
             index = slice(start, end) if self.selected is None else self.selected[start:end]
             hidden = self.head.operand(self.hidden[index])

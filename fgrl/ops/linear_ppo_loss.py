@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,9 +13,11 @@ from fgrl.ops import _checks
 from fgrl.ops._aggregation import AGGREGATIONS, split_normalizer, wants_gradient
 from fgrl.ops._library import LIBRARY
 from fgrl.ops._linear import (
+    Chunk,
     Gradients,
     LinearOptions,
     LinearRows,
+    Statistics,
     differentiate_with_saved_grads,
     fake_gradients,
     implement,
@@ -22,14 +25,13 @@ from fgrl.ops._linear import (
 )
 from fgrl.ops._linear_checks import check_linear_inputs, linear_options
 from fgrl.ops.linear_logprobs import INPUTS
-from fgrl.ops.ppo_loss import STATS, scalars
+from fgrl.ops.ppo_loss import OPTIONS, POLICY_LOSSES, STATS, scalars
 from fgrl.types import LinearPPOLoss, PPOLossConfig, compute_dtype
 
 LIBRARY.define(
     f"linear_ppo_loss({INPUTS}, Tensor? old_logprobs, Tensor advantages, Tensor? ref_logprobs, "
-    "Tensor? rollout_logprobs, Tensor? normalizer, Tensor? cu_seqlens, float denominator, int aggregation, "
-    "float clip_low, float clip_high, float dual_clip, float kl_coef, int kl_estimator, float entropy_coef, "
-    "float importance_cap, bool[3] wants) "
+    f"Tensor? rollout_logprobs, Tensor? normalizer, Tensor? cu_seqlens, float denominator, int aggregation, {OPTIONS}, "
+    "bool[3] wants) "
     "-> (Tensor loss, Tensor stats, Tensor logprobs, Tensor hidden_grad, Tensor weight_grad, Tensor bias_grad)"
 )
 _LINEAR_OPTIONS = len(LinearOptions._fields)
@@ -63,6 +65,10 @@ def linear_ppo_loss(
     multiplies by the gradient of the loss, in place unless `retain_graph=True` asks for another one. Inside
     `torch.autocast` operands are rounded as in `linear_logprobs`.
 
+    Where a token's gradient depends on the log-probabilities of its whole sequence (`config.loss` "gspo", "gspo-token"
+    or "gmpo", `config.importance_level` other than "token"), these are computed first and the logits of all chunks but
+    the last once more: `4 - 1 / chunks` products instead of three.
+
     Args:
         hidden: `[N, D]` or `[B, T, D]`; the state at the position that *predicts* the target.
         weight: `[V, D]`, the LM head.
@@ -77,7 +83,7 @@ def linear_ppo_loss(
         ref_logprobs: shape of `targets`; needed when `config.kl_coef` is not 0.
         rollout_logprobs: shape of `targets`, as the inference engine reported them.
         normalizer: denominator of the aggregation over the *global* batch. Default: the local count.
-        cu_seqlens: `[B + 1]` offsets of packed `[N]` tokens; the seq-* aggregations need it for packed tokens.
+        cu_seqlens: `[B + 1]` offsets of packed `[N]` tokens, which need it as in `ppo_loss`.
         config: the options of the loss.
         process_group: the processes over which the vocabulary is split, as in `linear_logprobs`.
         chunk_tokens: rows of logits at once, as in `linear_logprobs`.
@@ -109,7 +115,7 @@ def linear_ppo_loss(
             _checks.check_float(name, tensor)
             _checks.check_shape(name, tensor, targets.shape, "targets")
             _checks.check_device(name, tensor, "targets", targets)
-    _checks.check_aggregation(config.aggregation, "targets", targets, cu_seqlens)
+    _checks.check_loss_layout(config, "targets", targets, cu_seqlens)
     _checks.check_normalizer(normalizer)
     if config.kl_coef and ref_logprobs is None:
         raise ValueError(f"ref_logprobs is None; config.kl_coef {config.kl_coef} needs it")
@@ -158,36 +164,96 @@ def _forward(
 ) -> tuple[Tensor, ...]:
     linear, rest = LinearOptions(*rest[:_LINEAR_OPTIONS]), rest[_LINEAR_OPTIONS:]
     old_logprobs, advantages, ref_logprobs, rollout_logprobs = rest[:4]
-    *aggregation, clip_low, clip_high, dual_clip, kl_coef, kl_estimator, entropy_coef, importance_cap, wants = rest[4:]
-    options = (clip_low, clip_high, dual_clip, kl_coef, kl_estimator, entropy_coef, importance_cap)
+    aggregation, options, wants = rest[4:8], rest[8:-1], rest[-1]
     rows = LinearRows(hidden, weight, targets, bias, mask, linear)
-    logprobs, entropy = rows.empty(), rows.empty()
+    logprobs, entropy = rows.empty().reshape(targets.shape), rows.empty().reshape(targets.shape)
     gradients = Gradients(rows, wants, saved_dtypes(hidden, weight, bias))
-    shares, deferred_scale = (
-        token_shares(targets, logprobs, mask, aggregation, gradients.is_fp16) if any(wants) else (None, None)
-    )
+    tokens = (logprobs, old_logprobs, advantages, mask, ref_logprobs, entropy, rollout_logprobs)
+    if any(wants) and _needs_sequences(options, rollout_logprobs is not None):
+        loss, stats, deferred_scale = _add_after_sequences(rows, gradients, tokens, aggregation, options)
+    else:
+        deferred_scale = _add_chunks(rows, gradients if any(wants) else None, tokens, aggregation, options)
+        loss, stats = torch.ops.fgrl.ppo_loss(*tokens, *aggregation, *options, False, False)[:2]
+    return loss, stats, logprobs, *gradients.result(hidden.shape, deferred_scale)
+
+
+def _needs_sequences(options: tuple[Any, ...], has_rollout: bool) -> bool:
+    """Whether the gradient of a token depends on the log-probabilities of its whole sequence."""
+    policy_loss, importance_level = POLICY_LOSSES[options[7]], options[11]
+    return policy_loss in ("gspo", "gspo-token", "gmpo") or (has_rollout and importance_level > 0)
+
+
+def _add_chunks(
+    rows: LinearRows,
+    gradients: Gradients | None,
+    tokens: tuple[Tensor | None, ...],
+    aggregation: tuple[Any, ...],
+    options: tuple[Any, ...],
+) -> Tensor | None:
+    """Log-probabilities and entropies into `tokens`, and each chunk's gradients while its logits are there."""
+    logprobs, old_logprobs, advantages, mask, ref_logprobs, entropy, rollout_logprobs = tokens
+    assert logprobs is not None
+    assert entropy is not None
+    has_bonus = options[5] != 0
+    shares = deferred_scale = None
+    if gradients is not None:
+        shares, deferred_scale = token_shares(logprobs, logprobs, mask, aggregation, gradients.is_fp16)
     for chunk in rows.chunks():
         logps, statistics = rows.statistics(chunk)
         entropies = statistics.entropy()
-        logprobs[chunk.rows], entropy[chunk.rows] = logps, entropies
-        if shares is None:
+        logprobs.view(-1)[chunk.rows], entropy.view(-1)[chunk.rows] = logps, entropies
+        if gradients is None:
             continue
         old, advantage, ref, rollout, share = (
             None if tensor is None else tensor.reshape(-1)[chunk.rows]
             for tensor in (old_logprobs, advantages, ref_logprobs, rollout_logprobs, shares)
         )
-        tokens = (logps, old, advantage, None, ref, entropies, rollout, None, None, 0.0, _TOKEN_SUM)
-        grads, entropy_grads = torch.ops.fgrl.ppo_loss(*tokens, *options, True, entropy_coef != 0)[3:]
-        gradients.add(chunk, statistics, grads * share, entropy_grads * share if entropy_coef else None)
+        these = (logps, old, advantage, None, ref, entropies, rollout, None, None, 0.0, _TOKEN_SUM)
+        by_logprob, by_entropy = torch.ops.fgrl.ppo_loss(*these, *options, True, has_bonus)[3:]
+        gradients.add(chunk, statistics, by_logprob * share, by_entropy * share if has_bonus else None)
         del chunk  # its logits are not needed beside the result
-    logprobs, entropy = logprobs.reshape(targets.shape), entropy.reshape(targets.shape)
-    everything = (logprobs, old_logprobs, advantages, mask, ref_logprobs, entropy, rollout_logprobs)
-    loss, stats = torch.ops.fgrl.ppo_loss(*everything, *aggregation, *options, False, False)[:2]
-    return loss, stats, logprobs, *gradients.result(hidden.shape, deferred_scale)
+    return deferred_scale
+
+
+def _add_after_sequences(
+    rows: LinearRows,
+    gradients: Gradients,
+    tokens: tuple[Tensor | None, ...],
+    aggregation: tuple[Any, ...],
+    options: tuple[Any, ...],
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Loss, statistics, and the gradients of tokens that depend on their whole sequence, which chunks cut.
+
+    So all log-probabilities come first. Then the gradients: of the last chunk, whose logits are still there, and of
+    the others, whose logits are computed again.
+    """
+    logprobs, entropy, has_bonus = tokens[0], tokens[5], options[5] != 0
+    assert logprobs is not None
+    assert entropy is not None
+    chunk = statistics = None
+    for chunk in rows.chunks():
+        logps, statistics = rows.statistics(chunk)
+        logprobs.view(-1)[chunk.rows], entropy.view(-1)[chunk.rows] = logps, statistics.entropy()
+    loss, stats, scale, by_logprob, by_entropy = torch.ops.fgrl.ppo_loss(
+        *tokens, *aggregation, *options, True, has_bonus
+    )
+    if not gradients.is_fp16:
+        by_logprob, by_entropy = by_logprob * scale, by_entropy * scale
+
+    def add(chunk: Chunk, statistics: Statistics) -> None:
+        bonus = by_entropy.view(-1)[chunk.rows] if has_bonus else None
+        gradients.add(chunk, statistics, by_logprob.view(-1)[chunk.rows], bonus)
+
+    if chunk is not None and statistics is not None:
+        add(chunk, statistics)
+    del chunk  # its logits make room for those of the others
+    for chunk in rows.chunks(but_last=True):
+        add(chunk, rows.statistics(chunk)[1])
+    return loss, stats, scale if gradients.is_fp16 else None
 
 
 def token_shares(
-    targets: Tensor, logprobs: Tensor, mask: Tensor | None, aggregation: list[Any], is_fp16: bool
+    targets: Tensor, logprobs: Tensor, mask: Tensor | None, aggregation: Sequence[Any], is_fp16: bool
 ) -> tuple[Tensor, Tensor | None]:
     """What the gradient of each token's loss is multiplied by to be that of the whole, and a factor left for the end.
 

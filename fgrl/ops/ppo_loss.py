@@ -1,8 +1,8 @@
-"""Public op: the clipped PPO loss."""
+"""Public op: the PPO loss."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from fgrl import backend
 from fgrl.ops import _checks
 from fgrl.ops._aggregation import AGGREGATIONS, or_inf, split_normalizer, wants_gradient
 from fgrl.ops._library import KL_ESTIMATORS, LIBRARY, differentiate_with_outputs, launch_with_triton
-from fgrl.types import PPOLoss, PPOLossConfig, compute_dtype
+from fgrl.types import ImportanceLevel, PolicyLoss, PPOLoss, PPOLossConfig, compute_dtype
 
 STATS = (
     "policy_loss",
@@ -25,11 +25,21 @@ STATS = (
     "tokens",
 )
 
+# Travel as positions; csrc/ and kernels/ count in the same order.
+POLICY_LOSSES: tuple[str, ...] = get_args(PolicyLoss)
+IMPORTANCE_LEVELS: tuple[str, ...] = get_args(ImportanceLevel)
+
+OPTIONS = (
+    "float clip_low, float clip_high, float dual_clip, float kl_coef, int kl_estimator, float entropy_coef, "
+    "float importance_cap, int policy_loss, float tau_positive, float tau_negative, float importance_floor, "
+    "int importance_level, bool importance_mask"
+)
+"""What the operators of the losses take of a `PPOLossConfig`, after its aggregation."""
+
 LIBRARY.define(
     "ppo_loss(Tensor logprobs, Tensor? old_logprobs, Tensor advantages, Tensor? mask, Tensor? ref_logprobs, "
     "Tensor? entropy, Tensor? rollout_logprobs, Tensor? normalizer, Tensor? cu_seqlens, float denominator, "
-    "int aggregation, float clip_low, float clip_high, float dual_clip, float kl_coef, int kl_estimator, "
-    "float entropy_coef, float importance_cap, bool grad_logprobs, bool grad_entropy) "
+    f"int aggregation, {OPTIONS}, bool grad_logprobs, bool grad_entropy) "
     "-> (Tensor loss, Tensor stats, Tensor scale, Tensor logprobs_grad, Tensor entropy_grad)"
 )
 launch_with_triton("ppo_loss", "ppo_loss")
@@ -48,11 +58,15 @@ def ppo_loss(
     cu_seqlens: Tensor | None = None,
     config: PPOLossConfig = PPOLossConfig(),
 ) -> PPOLoss:
-    """Clipped PPO loss with KL and entropy terms (Schulman et al., arXiv 1707.06347, eq. 7), per token.
+    """PPO loss with KL and entropy terms (Schulman et al., arXiv 1707.06347, eq. 7), per token, and its relatives.
 
     The token's loss is `w * l + kl_coef * KL - entropy_coef * entropy`, with `ratio = exp(clamp(logp - old, -20, 20))`,
     `l = max(-A * ratio, -A * clip(ratio, 1 - clip_low, 1 + clip_high))`, bounded by `-A * dual_clip` where `A < 0`,
-    and `w = min(exp(clamp(old - rollout, -20, 20)), importance_cap)`. See `PPOLossConfig`.
+    and `w = min(exp(clamp(old - rollout, -20, 20)), importance_cap)`. `config.loss` puts another policy loss in the
+    place of `l`: GSPO, GMPO, CISPO, SAPO or REINFORCE; see `PPOLossConfig`.
+
+    All of them are one pass over the tokens that leaves the gradient behind; where tokens depend on their sequence
+    ("gspo", "gspo-token", "gmpo", importance levels other than "token") each sequence is read twice.
 
     Args:
         logprobs: `[B, T]`, or packed `[N]`; log-probability (nats) of each token under the policy being trained.
@@ -65,14 +79,16 @@ def ppo_loss(
         rollout_logprobs: same shape, as the inference engine reported them: gives the importance weight `w`.
         normalizer: denominator of the aggregation over the *global* batch (tokens, or sequences for seq-*), so that
             accumulation and data parallelism give the gradient of one big batch. Default: the local count.
-        cu_seqlens: `[B + 1]` offsets of packed sequences; the seq-* aggregations need it for packed tokens.
+        cu_seqlens: `[B + 1]` offsets of packed sequences; packed tokens need it for the seq-* aggregations and wherever
+            tokens depend on their sequence.
         config: the options.
 
     Returns:
         `PPOLoss(loss, stats)`: a 0-d loss, and 0-d tensors on the same device. `policy_loss`, `kl` and `entropy` are
         the three parts before their coefficients, aggregated like the loss; `clip_fraction`, `clip_fraction_lower`
-        (dual clip), `approx_kl` (mean of `old - logp`, clamped as in the ratio), `ratio_mean` and `ratio_max` are over
-        the local valid tokens, `tokens` their number. A fully masked batch gives loss 0 and zero gradients.
+        (dual clip), `approx_kl` (mean of `old - logp`, clamped as in the ratio), `ratio_mean` and `ratio_max` (of the
+        sequence's ratio in "gspo", "gspo-token" and "gmpo") are over the local valid tokens, `tokens` their number. A
+        fully masked batch gives loss 0 and zero gradients.
 
     Raises:
         ValueError: a shape, dtype, device or value that does not fit, in one sentence that names the argument.
@@ -96,7 +112,7 @@ def ppo_loss(
         rollout_logprobs=rollout_logprobs,
     )
     _checks.check_mask("mask", mask, "logprobs", logprobs)
-    _checks.check_aggregation(config.aggregation, "logprobs", logprobs, cu_seqlens)
+    _checks.check_loss_layout(config, "logprobs", logprobs, cu_seqlens)
     _checks.check_normalizer(normalizer)
     if config.kl_coef and ref_logprobs is None:
         raise ValueError(f"ref_logprobs is None; config.kl_coef {config.kl_coef} needs it")
@@ -145,6 +161,12 @@ def scalars(config: PPOLossConfig) -> tuple[Any, ...]:
         KL_ESTIMATORS.index(config.kl_estimator),
         float(config.entropy_coef),
         or_inf(config.importance_cap),
+        POLICY_LOSSES.index(config.loss),
+        float(config.tau_positive),
+        float(config.tau_negative),
+        0.0 if config.importance_floor is None else float(config.importance_floor),
+        IMPORTANCE_LEVELS.index(config.importance_level),
+        config.importance_mode == "mask",
     )
 
 

@@ -1,4 +1,4 @@
-"""The clipped PPO loss with every option of `PPOLossConfig`, and the aggregation it shares with the value loss."""
+"""The PPO loss with every option of `PPOLossConfig`, and the aggregation it shares with the value loss."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 
 from fgrl.reference._common import Rows, as_mask, select
+from fgrl.reference._policy import LOG_RATIO_BOUND, importance_weight, policy_terms
 from fgrl.types import Aggregation, KLEstimator, PPOLoss, PPOLossConfig, compute_dtype
-
-_LOG_RATIO_BOUND = 20.0
 
 
 def ppo_loss(
@@ -26,38 +25,27 @@ def ppo_loss(
 ) -> PPOLoss:
     """See `fgrl.ops.ppo_loss`.
 
-    Per valid token, with advantage `A`:
+    Per valid token, with advantage `A` and importance weight `w`, 1 without `rollout_logprobs`:
 
-        ratio = exp(clamp(logp - old, -20, 20))
-        l     = max(-A * ratio, -A * clip(ratio, 1 - clip_low, 1 + clip_high))
-        l     = min(l, -A * dual_clip)                               if A < 0 and dual_clip is given
-        w     = min(exp(clamp(old - rollout, -20, 20)), importance_cap)   without gradient; 1 without rollout
-        token = w * l + kl_coef * KL(logp, ref) - entropy_coef * entropy
+        token = policy(w * A) + kl_coef * KL(logp, ref) - entropy_coef * entropy
+
+    where `policy` is the loss that `config.loss` names, with `ratio = exp(clamp(logp - old, -20, 20))`; see
+    `fgrl.reference._policy`.
     """
     dtype = compute_dtype(logprobs, old_logprobs, advantages, ref_logprobs, entropy, rollout_logprobs)
-    valid = as_mask(mask, logprobs)
+    valid, rows = as_mask(mask, logprobs), Rows(cu_seqlens)
 
     logp = select(logprobs, valid, dtype)
     old = logp.detach() if old_logprobs is None else select(old_logprobs.detach(), valid, dtype)
     advantage = select(advantages.detach(), valid, dtype)
-    log_ratio = (logp - old).clamp(-_LOG_RATIO_BOUND, _LOG_RATIO_BOUND)
-    ratio = log_ratio.exp()
-
-    unclipped = -advantage * ratio
-    clipped = -advantage * ratio.clamp(1 - config.clip_low, 1 + config.clip_high)
-    loss = torch.maximum(unclipped, clipped)
-    is_clipped = clipped > unclipped
-    is_dual_clipped = torch.zeros_like(is_clipped)
-    if config.dual_clip is not None:
-        bound = -advantage * config.dual_clip
-        is_dual_clipped = (advantage < 0) & (bound < loss)
-        loss = torch.where(is_dual_clipped, bound, loss)
     if rollout_logprobs is not None:
-        loss = loss * _importance_weight(old, select(rollout_logprobs, valid, dtype), config.importance_cap)
+        advantage = advantage * importance_weight(old, select(rollout_logprobs, valid, dtype), valid, rows, config)
+    loss, ratio, is_clipped, is_dual_clipped = policy_terms(logp, old, advantage, valid, rows, config)
+    log_ratio = (logp - old).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
 
     kl = torch.zeros_like(logp)
     if ref_logprobs is not None:
-        kl = _kl_term(logp, select(ref_logprobs.detach(), valid, dtype), ratio, config.kl_estimator)
+        kl = _kl_term(logp, select(ref_logprobs.detach(), valid, dtype), log_ratio, config.kl_estimator)
     bonus = torch.zeros_like(logp) if entropy is None else select(entropy, valid, dtype)
 
     def aggregate(values: Tensor) -> Tensor:
@@ -72,14 +60,15 @@ def ppo_loss(
         total = total + config.kl_coef * parts["kl"]
     if config.entropy_coef:
         total = total - config.entropy_coef * parts["entropy"]
-    largest = select(ratio.detach(), valid, dtype).amax() if ratio.numel() else ratio.detach().sum()
+    ratio = select(ratio.detach(), valid, dtype)
+    ratio_max = ratio.amax() if ratio.numel() else ratio.sum()
     stats = {
         **{name: part.detach() for name, part in parts.items()},
         "clip_fraction": mean(select(is_clipped, valid, dtype)),
         "clip_fraction_lower": mean(select(is_dual_clipped, valid, dtype)),
         "approx_kl": mean(-log_ratio),
-        "ratio_mean": mean(select(ratio, valid, dtype)),
-        "ratio_max": largest,
+        "ratio_mean": mean(ratio),
+        "ratio_max": ratio_max,
         "tokens": valid.sum().to(dtype),
     }
     return PPOLoss(total, stats)
@@ -135,20 +124,15 @@ def aggregate_tokens(
     return total if aggregation == "token-sum" else total / local_count.clamp(min=1)
 
 
-def _importance_weight(old: Tensor, rollout: Tensor, cap: float | None) -> Tensor:
-    weight = (old - rollout).detach().clamp(-_LOG_RATIO_BOUND, _LOG_RATIO_BOUND).exp()
-    return weight if cap is None else weight.clamp(max=cap)
-
-
-def _kl_term(logp: Tensor, ref: Tensor, ratio: Tensor, estimator: KLEstimator) -> Tensor:
+def _kl_term(logp: Tensor, ref: Tensor, log_ratio: Tensor, estimator: KLEstimator) -> Tensor:
     """The KL estimate as a loss term.
 
     Differentiated as written, k1 has a gradient of mean 0 and k3 one that is not the gradient of KL(policy || ref);
     k2's is, in expectation over the policy's own samples. A "+" keeps the value and takes that gradient, weighted by
-    the ratio as a constant, because off-policy the samples are the old policy's.
+    the token's ratio as a constant, because off-policy the samples are the old policy's.
     """
     value = kl_value(logp, ref, estimator)
     if not estimator.endswith("+"):
         return value
     carrier = kl_value(logp, ref, "k2")
-    return value.detach() + ratio.detach() * (carrier - carrier.detach())
+    return value.detach() + log_ratio.detach().exp() * (carrier - carrier.detach())

@@ -74,6 +74,18 @@ def test_shipped_blocks(name: str, aggregation: str, device: torch.device) -> No
     check(name, (2, 1500), device, aggregation, mask=make_mask("holes", (2, 1500)))
 
 
+@pytest.mark.parametrize("level", ["token", "sequence"])
+@pytest.mark.parametrize("loss", losses.POLICY_LOSSES)
+def test_policy_losses_with_sequences_of_every_length(loss: str, level: str, device: torch.device) -> None:
+    lengths = [0, 3, BLOCK - 3, 0, BLOCK, 1, 2 * BLOCK + 7, *[2] * 10, 5, 0]
+    size = sum(lengths)
+    mask = torch.rand(size) < 0.7
+    mask[BLOCK : 2 * BLOCK] = False
+    inputs = dict(losses.spoil(losses.draw_ppo((size,)), mask))["nan"]
+    config = losses.everything(loss, importance_level=level, kl_estimator="k3+", aggregation="token-mean")
+    losses.assert_right("ppo_loss", inputs, device, mask=mask, cu_seqlens=offsets(lengths), config=config)
+
+
 @settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     layout=losses.layouts((1, 7, 65)),

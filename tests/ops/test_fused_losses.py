@@ -120,7 +120,7 @@ def test_a_nan_at_a_valid_token_is_not_lost(place: int, name: str) -> None:
 def test_without_gradients_none_are_computed() -> None:
     inputs = losses.draw_ppo((2, 5))
     arguments = (*list(inputs.values())[:3], None, None, inputs["entropy"], None, None, None, 0.0, 0)
-    arguments += (0.2, 0.2, float("inf"), 0.0, 2, 0.1, float("inf"))
+    arguments += (0.2, 0.2, float("inf"), 0.0, 2, 0.1, float("inf"), 0, 1.0, 1.05, 0.0, 0, False)
     for wanted in ((True, False), (False, True), (False, False)):
         *_, logprobs_grad, entropy_grad = torch.ops.fgrl.ppo_loss(*arguments, *wanted)
         assert [gradient.numel() for gradient in (logprobs_grad, entropy_grad)] == [10 * flag for flag in wanted]

@@ -278,3 +278,20 @@ def test_nothing_packed_has_loss_0_and_a_gradient() -> None:
     result.loss.backward()
     assert result.loss == 0
     assert hidden.grad is not None
+
+
+@pytest.mark.parametrize("chunk_tokens", [None, 4, 1], ids=str)
+@pytest.mark.parametrize("level", ["token", "sequence"])
+@pytest.mark.parametrize("loss", losses.POLICY_LOSSES)
+def test_sequences_cross_chunks(loss: str, level: str, chunk_tokens: int | None) -> None:
+    """Every policy loss, of tokens whose gradient depends on rows that other chunks hold."""
+    inputs, mask = draw((3, 7)), make_mask("holes", (3, 7))
+    config = losses.everything(loss, importance_level=level, aggregation="seq-mean-token-mean")
+    result, grads = run(inputs, mask=mask, config=config, chunk_tokens=chunk_tokens)
+    with fgrl.use_backend("reference"):
+        expected, expected_grads = run(inputs, mask=mask, config=config)
+    torch.testing.assert_close(result.loss, expected.loss)
+    torch.testing.assert_close(result.logprobs, expected.logprobs)
+    torch.testing.assert_close(result.stats, expected.stats)
+    for name, grad in expected_grads.items():
+        torch.testing.assert_close(grads[name], grad, msg=lambda m, n=name: f"{n}: {m}")

@@ -4,58 +4,19 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from typing import Any
 
 import losses
-import oracles
 import pytest
 import torch
 from losses import AGGREGATIONS, ESTIMATORS
+from losses import check_ppo as check
 from losses import draw_ppo_without_ties as draw
-from numerics import MASKS, SHAPES, assert_equals_oracle, gradients, make_mask
+from numerics import MASKS, SHAPES, gradients, make_mask
 
 import fgrl
 from fgrl.ops import PPOLossConfig
-from fgrl.ops.ppo_loss import STATS
 
 EVERYTHING = PPOLossConfig(**losses.EVERYTHING | {"kl_estimator": "k3+"}, aggregation="seq-mean-token-mean")
-
-
-def oracle(
-    inputs: dict[str, torch.Tensor],
-    mask: torch.Tensor | None,
-    config: PPOLossConfig,
-    normalizer: float | None = None,
-    sequences: Any = None,
-) -> dict[str, Any]:
-    return oracles.ppo_loss(
-        *(oracles.flat(inputs.get(name)) for name in ("logprobs", "old_logprobs", "advantages")),
-        sequences or oracles.sequences_of(inputs["logprobs"].shape, mask),
-        *(oracles.flat(inputs.get(name)) for name in ("ref_logprobs", "entropy", "rollout_logprobs")),
-        normalizer=normalizer,
-        **vars(config),
-    )
-
-
-def check(
-    inputs: dict[str, torch.Tensor], mask: torch.Tensor | None, config: PPOLossConfig, normalizer: float | None = None
-) -> None:
-    """Loss, both gradients and all statistics against the oracle."""
-    inputs = {name: tensor.clone() for name, tensor in inputs.items()}
-    logprobs = inputs["logprobs"].requires_grad_()
-    entropy = inputs["entropy"].requires_grad_() if "entropy" in inputs else None
-    result = fgrl.ops.ppo_loss(**({"old_logprobs": None} | inputs), mask=mask, normalizer=normalizer, config=config)
-    result.loss.backward()
-    expected = oracle(inputs, mask, config, normalizer)
-    assert_equals_oracle(result.loss, expected["loss"], "loss")
-    assert_equals_oracle(logprobs.grad, expected["logprobs_gradient"], "gradient by logprobs")
-    if entropy is not None and entropy.grad is not None:
-        assert_equals_oracle(entropy.grad, expected["entropy_gradient"], "gradient by entropy")
-    assert tuple(result.stats) == STATS
-    for name, value in result.stats.items():
-        assert_equals_oracle(value, expected["stats"][name], name)
-        assert value.shape == ()
-        assert not value.requires_grad
 
 
 @pytest.mark.parametrize("kind", MASKS)

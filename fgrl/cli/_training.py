@@ -29,6 +29,17 @@ RENAMED = {  # flag -> field of the configuration, where the names differ
 }
 
 
+def add_deprecated(group: argparse._ArgumentGroup, old: str, new: str, **options: Any) -> None:
+    """Accept the option `old` as `new` for one release, with a warning on stderr; help does not show it."""
+
+    class Renamed(argparse.Action):
+        def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
+            print(f"fgrl: {old} is deprecated; use {new}", file=sys.stderr)
+            setattr(namespace, new.removeprefix("--").replace("-", "_"), values)
+
+    group.add_argument(old, action=Renamed, dest=argparse.SUPPRESS, help=argparse.SUPPRESS, **options)
+
+
 def add_run_arguments(parser: argparse.ArgumentParser, config_name: str) -> argparse._ArgumentGroup:
     """Add the options of the training run itself; return their group, for a command to add its own."""
     parser.add_argument("--out", required=True, metavar="FOLDER", help="where the model is written")

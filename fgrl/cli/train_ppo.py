@@ -17,6 +17,7 @@ from fgrl.cli._models import load_reward_model
 from fgrl.cli._numbers import integer, number
 from fgrl.cli._training import (
     DTYPES,
+    add_deprecated,
     add_run_arguments,
     build_config,
     check_out,
@@ -69,8 +70,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     method.add_argument("--reward-level", choices=("token", "sequence"), help="every token's reward, or the last one's")
     method.add_argument("--reward-scale", type=number(), help="factor of the token rewards (default: 1)")
     method.add_argument("--reward-clip", type=number(above=0), help="bound of the token rewards (default: none)")
-    method.add_argument("--kl-coef", type=number(0), help="weight of the KL penalty in the rewards (default: 0.05)")
-    method.add_argument("--kl-estimator", choices=("k1", "k2", "k3", "abs"), help="its estimator (default: k1)")
+    method.add_argument("--reward-kl-coef", type=number(0), help="weight of the KL in the rewards (default: 0.05)")
+    method.add_argument("--reward-kl-estimator", choices=("k1", "k2", "k3", "abs"), help="its estimator (default: k1)")
+    add_deprecated(method, "--kl-coef", "--reward-kl-coef", type=number(0))
+    add_deprecated(method, "--kl-estimator", "--reward-kl-estimator", choices=("k1", "k2", "k3", "abs"))
+    losses = ("clip", "gspo", "gspo-token", "gmpo", "cispo", "sapo", "reinforce")
+    method.add_argument("--loss", choices=losses, help="the policy loss (default: clip)")
     method.add_argument("--num-ppo-epochs", type=integer(1), help="passes over each rollout (default: 4)")
     method.add_argument("--num-mini-batches", type=integer(1), help="optimizer steps a pass (default: 1)")
     method.add_argument("--gamma", type=number(0, 1), help="discount (default: 1)")

@@ -195,9 +195,9 @@ def ppo_stage(config: DemoConfig, folder: Path, level: Level, tick: Tick) -> dic
             learning_rate=options.learning_rate,
             value_learning_rate=options.value_learning_rate,
             vf_coef=1.0,
-            cliprange_value=None,
+            value_clip=None,
             warmup_steps=5,
-            kl_coef=options.kl_coef,
+            reward_kl_coef=options.kl_coef,
             lam=options.fine_grained_lam if level == "token" else options.sequence_lam,
             max_completion_length=config.text.response_tokens,
             generation_kwargs={"min_new_tokens": config.text.response_tokens},
@@ -250,7 +250,7 @@ def _trainer_options(config: DemoConfig) -> dict[str, Any]:
 
 
 class KLController(TrainerCallback):
-    """Moves `kl_coef` so that the KL from the reference approaches a target (Ziegler et al., arXiv 1909.08593).
+    """Moves `reward_kl_coef` so that the KL from the reference approaches a target (Ziegler et al., arXiv 1909.08593).
 
     It rises faster than it falls: the KL of the first rollouts is small because the policy has not moved yet, not
     because the coefficient is too large.
@@ -270,9 +270,9 @@ class KLController(TrainerCallback):
         """Called by the trainer after every rollout."""
         logs = kwargs.get("logs") or {}
         if "kl_per_sequence" in logs:
-            self.coefficients.append(args.kl_coef)
+            self.coefficients.append(args.reward_kl_coef)
             error = logs["kl_per_sequence"] / self._target - 1.0
-            args.kl_coef *= 1.0 + max(-self._most_down, min(self._most_up, error))
+            args.reward_kl_coef *= 1.0 + max(-self._most_down, min(self._most_up, error))
 
 
 class _Ticker(TrainerCallback):

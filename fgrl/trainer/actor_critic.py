@@ -29,7 +29,7 @@ class ActorCritic(nn.Module):
         self.loss_config = args.loss_config
         self.temperature = args.temperature
         self.vf_coef = args.vf_coef
-        self.cliprange_value = args.cliprange_value
+        self.value_clip = args.value_clip
 
     @property
     def config(self) -> Any:
@@ -86,7 +86,7 @@ class ActorCritic(nn.Module):
             batch.old_values,
             batch.returns,
             mask,
-            clip=self.cliprange_value,
+            clip=self.value_clip,
             normalizer=normalizer,
             aggregation=self.loss_config.aggregation,
         )

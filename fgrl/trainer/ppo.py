@@ -50,8 +50,8 @@ class FineGrainedPPOTrainer(Trainer):
     Args:
         model: the policy: a causal LM, a `PeftModel` of one, or a folder, name or `.gguf` file to load it from.
         ref_model: the model the KL is taken against, or a name to load it from. Default: a frozen copy of the policy as
-            it is now, or of its base without adapters, as `args.reference` says. None is kept where neither `kl_coef`
-            nor `loss_kl_coef` is set.
+            it is now, or of its base without adapters, as `args.reference` says. None is kept where neither
+            `reward_kl_coef` nor `loss_kl_coef` is set.
         reward_model: a `TokenRewardModel` or a name to load it from, a token-classification model of one label, a
             function as in TRL (see `fgrl.trainer.reward_sources.RewardSource`), or a list of these, which add up.
         value_model: a `ValueModel`, a token-classification model of one label, or a name to load it from. Default: a

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, get_args
 
@@ -10,6 +11,9 @@ from transformers import TrainingArguments
 from fgrl.trainer.options import Refusals, check_dtype, check_options
 from fgrl.trainer.sampling import RESERVED
 from fgrl.types import KLEstimator, PPOLossConfig
+
+_DEPRECATED = "deprecated"
+_RENAMED = {"kl_coef": "reward_kl_coef", "kl_estimator": "reward_kl_estimator", "cliprange_value": "value_clip"}
 
 
 @dataclass
@@ -50,24 +54,31 @@ class FineGrainedPPOConfig(TrainingArguments):
         reference: what the KL is taken against where no `ref_model` is given: "start", the policy as it is when the
             trainer is built, its adapters included; "base", the same without its adapters. Either is a frozen copy that
             shares what is not trained with the policy.
-        kl_coef: weight of the KL penalty inside the token rewards.
-        kl_estimator: its estimator: "k1", "k2", "k3" or "abs".
+        reward_kl_coef: weight of the KL penalty inside the token rewards.
+        reward_kl_estimator: its estimator: "k1", "k2", "k3" or "abs".
         gamma: discount.
         lam: trace decay of GAE.
         bootstrap_truncated: bootstrap completions cut off at `max_completion_length` with the value model's estimate
             instead of treating them as finished.
         whiten_advantages: shift and scale the advantages of a rollout, over all processes, to mean 0 and variance 1.
-        clip_low: the ratio is clipped at `1 - clip_low`; see `fgrl.ops.PPOLossConfig`.
+        loss: the policy loss, "clip", "gspo", "gspo-token", "gmpo", "cispo", "sapo" or "reinforce"; see
+            `fgrl.ops.PPOLossConfig`, also for the options from here to `aggregation`.
+        clip_low: the ratio is clipped at `1 - clip_low`.
         clip_high: and at `1 + clip_high`.
         dual_clip: bound for negative advantages.
+        tau_positive: SAPO's temperature for tokens with an advantage above 0.
+        tau_negative: SAPO's temperature for the others.
         loss_kl_coef: weight of a KL term in the loss (next to, or in place of, the one in the rewards).
         loss_kl_estimator: its estimator.
         entropy_coef: weight of the entropy bonus.
         aggregation: how the token losses of a batch become one number.
         vf_coef: weight of the value loss.
-        cliprange_value: clip of the value loss; None for the plain squared error.
+        value_clip: clip of the value loss; None for the plain squared error.
         value_learning_rate: learning rate of the value model; default: `learning_rate`.
         disable_dropout: turn all dropout off, so that the first ratio of an update is exactly 1.
+        kl_coef: deprecated name of `reward_kl_coef`.
+        kl_estimator: deprecated name of `reward_kl_estimator`.
+        cliprange_value: deprecated name of `value_clip`.
     """
 
     _VALID_DICT_FIELDS: ClassVar[list[str]] = [
@@ -99,25 +110,37 @@ class FineGrainedPPOConfig(TrainingArguments):
     reward_clip: float | None = None
     missing_eos_penalty: float | None = None
     reference: Literal["start", "base"] = "start"
-    kl_coef: float = 0.05
-    kl_estimator: str = "k1"
+    reward_kl_coef: float = 0.05
+    reward_kl_estimator: str = "k1"
     gamma: float = 1.0
     lam: float = 0.95
     bootstrap_truncated: bool = False
     whiten_advantages: bool = True
+    loss: str = "clip"
     clip_low: float = 0.2
     clip_high: float = 0.2
     dual_clip: float | None = None
+    tau_positive: float = 1.0
+    tau_negative: float = 1.05
     loss_kl_coef: float = 0.0
     loss_kl_estimator: str = "k3+"
     entropy_coef: float = 0.0
     aggregation: str = "token-mean"
     vf_coef: float = 0.1
-    cliprange_value: float | None = 0.2
+    value_clip: float | None = 0.2
     value_learning_rate: float | None = None
     disable_dropout: bool = True
 
+    kl_coef: float | str = _DEPRECATED
+    kl_estimator: str = _DEPRECATED
+    cliprange_value: float | str | None = _DEPRECATED
+
     def __post_init__(self) -> None:
+        for old, new in _RENAMED.items():
+            if getattr(self, old) != _DEPRECATED:
+                warnings.warn(f"{old} is deprecated; use {new}", DeprecationWarning, stacklevel=3)
+                setattr(self, new, getattr(self, old))
+                setattr(self, old, _DEPRECATED)
         super().__post_init__()
         check_options(self, _REFUSED, _REFUSED_ACCELERATE)
         for name in (
@@ -134,10 +157,10 @@ class FineGrainedPPOConfig(TrainingArguments):
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be in [0, 1]")
         if not self.temperature > 0:
             raise ValueError(f"temperature is {self.temperature}; it must be greater than 0")
-        for name in ("kl_coef", "vf_coef", "top_k"):
+        for name in ("reward_kl_coef", "vf_coef", "top_k"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0")
-        for name in ("reward_clip", "cliprange_value"):
+        for name in ("reward_clip", "value_clip"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be greater than 0, or None")
         for name in ("dtype", "value_dtype", "ref_dtype", "reward_dtype"):
@@ -147,9 +170,9 @@ class FineGrainedPPOConfig(TrainingArguments):
         taken = sorted(set(self.generation_kwargs or {}) & set(RESERVED))
         if taken:
             raise ValueError(f"generation_kwargs has {taken[0]!r}; it must not: the trainer sets it itself")
-        if self.kl_estimator not in get_args(KLEstimator):
+        if self.reward_kl_estimator not in (names := get_args(KLEstimator)):
             raise ValueError(
-                f"kl_estimator is {self.kl_estimator!r}; it must be one of {', '.join(get_args(KLEstimator))}"
+                f"reward_kl_estimator is {self.reward_kl_estimator!r}; it must be one of {', '.join(names)}"
             )
         if self.reward_level not in ("token", "sequence"):
             raise ValueError(f"reward_level is {self.reward_level!r}; it must be 'token' or 'sequence'")
@@ -163,6 +186,9 @@ class FineGrainedPPOConfig(TrainingArguments):
     def loss_config(self) -> PPOLossConfig:
         """The options of `fgrl.ops.linear_ppo_loss`."""
         return PPOLossConfig(
+            loss=self.loss,  # type: ignore[arg-type]
+            tau_positive=self.tau_positive,
+            tau_negative=self.tau_negative,
             clip_low=self.clip_low,
             clip_high=self.clip_high,
             dual_clip=self.dual_clip,

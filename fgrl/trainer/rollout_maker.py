@@ -65,8 +65,8 @@ class RolloutMaker:
             sequence_rewards=rewards.sequence,
             reward_scale=args.reward_scale,
             reward_clip=args.reward_clip,
-            kl_coef=args.kl_coef,
-            kl_estimator=args.kl_estimator,  # type: ignore[arg-type]
+            kl_coef=args.reward_kl_coef,
+            kl_estimator=args.reward_kl_estimator,  # type: ignore[arg-type]
             gamma=args.gamma,
             lam=args.lam,
             bootstrap=last_values.masked_fill(completions.finished, 0.0) if args.bootstrap_truncated else None,

@@ -73,7 +73,7 @@ def test_reward_model_rewards_are_read_at_the_completion_tokens(
 ) -> None:
     reward_model = TokenRewardModel.from_backbone(tiny_causal_lm)
     torch.nn.init.normal_(reward_model.model.score.weight)
-    config = {"whiten_advantages": False, "gamma": 0.0, "kl_coef": 0.0, "lam": 0.0}
+    config = {"whiten_advantages": False, "gamma": 0.0, "reward_kl_coef": 0.0, "lam": 0.0}
     rollout, _ = rollout_of(make_trainer(config, reward_model=reward_model))
     with torch.no_grad():
         rewards = reward_model(rollout.input_ids, rollout.attention_mask)
@@ -86,7 +86,7 @@ def test_sequence_level_keeps_only_the_last_tokens_reward(rollout_of: Any, make_
     def position(completion_ids: Any, **columns: Any) -> Any:
         return [[float(index + 1) for index in range(len(ids))] for ids in completion_ids]
 
-    config = {"whiten_advantages": False, "gamma": 0.0, "kl_coef": 0.0, "reward_level": "sequence"}
+    config = {"whiten_advantages": False, "gamma": 0.0, "reward_kl_coef": 0.0, "reward_level": "sequence"}
     rollout, metrics = rollout_of(make_trainer(config, reward_model=position))
     lengths = rollout.completion_mask.sum(1)
     assert torch.equal(rollout.advantages.sum(1), lengths.float())
@@ -118,7 +118,12 @@ def test_option_for_truncated_completions_leaves_finished_ones_alone(
     value_model = ValueModel.from_backbone(tiny_causal_lm)
     torch.nn.init.zeros_(value_model.model.score.weight)
     torch.nn.init.constant_(value_model.model.score.bias, -5.0)
-    config = {"whiten_advantages": False, "kl_coef": 0.0, "max_completion_length": 2, "per_device_train_batch_size": 6}
+    config = {
+        "whiten_advantages": False,
+        "reward_kl_coef": 0.0,
+        "max_completion_length": 2,
+        "per_device_train_batch_size": 6,
+    }
     eos = {"generation_kwargs": {"suppress_tokens": list(range(3, 350))}}
     rollouts = []
     for extra in ({}, {option: 5.0 if option == "missing_eos_penalty" else True}):
@@ -174,7 +179,7 @@ def test_it_learns(prompts: Any, make_trainer: Any, reward_level: str, length: i
         "learning_rate": 3e-2,
         "lr_scheduler_type": "constant",
         "max_steps": steps,
-        "kl_coef": 0.0,
+        "reward_kl_coef": 0.0,
         "lam": 0.95 if reward_level == "token" else 1.0,
         "reward_level": reward_level,
         "max_completion_length": length,
@@ -228,7 +233,7 @@ def test_peft_trains_adapters_and_takes_the_bare_policy_as_reference(
 
 
 def test_value_learning_rate_is_the_value_models_alone(make_trainer: Any) -> None:
-    trainer = make_trainer({"learning_rate": 0.0, "value_learning_rate": 1e-2, "kl_coef": 0.0})
+    trainer = make_trainer({"learning_rate": 0.0, "value_learning_rate": 1e-2, "reward_kl_coef": 0.0})
     before = {name: value.clone() for name, value in trainer.model.named_parameters()}
     trainer.train()
     moved = {name for name, value in trainer.model.named_parameters() if not torch.equal(before[name], value)}

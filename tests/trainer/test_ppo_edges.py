@@ -91,7 +91,7 @@ def test_a_plain_token_classification_model_is_a_reward_model(make_trainer: Any,
     config = transformers.GPT2Config(vocab_size=400, n_embd=32, n_layer=2, n_head=2, n_positions=64, num_labels=1)
     plain = transformers.GPT2ForTokenClassification(config).eval()
     torch.nn.init.normal_(plain.classifier.weight)
-    options = {"whiten_advantages": False, "gamma": 0.0, "kl_coef": 0.0}
+    options = {"whiten_advantages": False, "gamma": 0.0, "reward_kl_coef": 0.0}
     rollout, _ = rollout_of(make_trainer(options, reward_model=plain))
     for ids, attention, mask, rewards in zip(
         rollout.input_ids, rollout.attention_mask, rollout.completion_mask, rollout.advantages, strict=True
@@ -387,10 +387,10 @@ def test_a_vocabulary_smaller_than_the_tokenizers_is_refused(
         ({"top_p": 2.0}, "top_p"),
         ({"top_k": -5}, "top_k"),
         ({"vf_coef": -1.0}, "vf_coef"),
-        ({"cliprange_value": 0.0}, "cliprange_value"),
+        ({"value_clip": 0.0}, "value_clip"),
         ({"temperature": 0.0}, "temperature"),
         ({"lam": 1.5}, "lam"),
-        ({"kl_estimator": "k4"}, "kl_estimator"),
+        ({"reward_kl_estimator": "k4"}, "reward_kl_estimator"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )

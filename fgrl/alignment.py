@@ -173,7 +173,7 @@ def _concatenate(sequences: Sequence[Any], name: str) -> Tensor:
         try:
             tokens = torch.tensor(flat) if flat else _NO_TOKENS
         except (TypeError, ValueError, RuntimeError) as error:
-            raise ValueError(f"{name} holds something that is not a token id ({error})") from None
+            raise ValueError(f"{name} holds something that is not a token id ({error}); all must be integers") from None
         return _as_tensor(tokens, name)
     parts = [
         _as_tensor(sequence if hasattr(sequence, "dtype") or len(sequence) else _NO_TOKENS, f"{name}[{i}]")
@@ -195,7 +195,7 @@ def _as_tensor(values: Any, name: str, dtypes: tuple[torch.dtype, ...] = (torch.
     try:
         tensor: Tensor = torch.as_tensor(values)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{name} is no tensor or array of token ids ({error})") from None
+        raise ValueError(f"{name} is no tensor or array ({error}); it must hold token ids") from None
     if tensor.dtype not in _INTEGERS:
         raise ValueError(f"{name} has dtype {tensor.dtype}; it must hold integers: int32 or int64")
     if tensor.dim() != 1:

@@ -37,7 +37,7 @@ class SpellChecker:
 
     def __init__(self, lexicon: Mapping[str, int], misspellings: Mapping[str, Sequence[str]]) -> None:
         if not lexicon:
-            raise ValueError("lexicon must hold at least one word, got none")
+            raise ValueError("lexicon is empty; it must hold at least one word")
         self._lexicon = frozenset(lexicon)
         self._misspellings = misspellings
         self._words = sorted(lexicon, key=lambda word: (-lexicon[word], word))

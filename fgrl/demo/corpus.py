@@ -52,7 +52,7 @@ def load_corpus(seed: int, heldout_share: float) -> Corpus:
         RuntimeError: when this Python has no `pydoc_data.topics`.
     """
     if not 0.0 < heldout_share < 1.0:
-        raise ValueError(f"heldout_share must be between 0 and 1, got {heldout_share}")
+        raise ValueError(f"heldout_share is {heldout_share}; it must be between 0 and 1")
     documents = {name: clean_sentences(text) for name, text in sorted(_topics().items())}
     names = [name for name, sentences in documents.items() if sentences]
     random.Random(f"{seed}-topics").shuffle(names)

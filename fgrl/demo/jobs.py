@@ -38,7 +38,7 @@ class JobRunner:
 
     def __init__(self, workers: int, on_progress: Callable[[float], None] | None = None) -> None:
         if workers < 1:
-            raise ValueError(f"workers must be at least 1, got {workers}")
+            raise ValueError(f"workers is {workers}; it must be at least 1")
         self._workers = workers
         self._on_progress = on_progress
         self._pool: ProcessPoolExecutor | None = None
@@ -65,7 +65,7 @@ class JobRunner:
     def run(self, jobs: Sequence[Job]) -> list[Any]:
         """The results of `jobs`, in their order; an error of a job is raised here."""
         if len(jobs) > _MOST_JOBS:
-            raise ValueError(f"jobs must be at most {_MOST_JOBS}, got {len(jobs)}")
+            raise ValueError(f"jobs holds {len(jobs)}; it must hold at most {_MOST_JOBS}")
         if self._pool is None:
             return self._run_here(jobs)
         self._shares[:] = [0.0] * _MOST_JOBS

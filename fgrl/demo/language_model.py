@@ -77,7 +77,7 @@ class TextWindows:
                 stream.extend(row)
         last = len(stream) - window
         if last < 0:
-            raise ValueError(f"documents must hold at least {window} tokens, got {len(stream)}")
+            raise ValueError(f"documents has {len(stream)} tokens; it must have at least {window}")
         self.tokens = torch.tensor(stream)
         self._starts = torch.tensor([start for start in starts if start <= last])
         self._window = window

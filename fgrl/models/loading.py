@@ -158,7 +158,9 @@ def build_token_classifier(backbone: PreTrainedModel, *, share: bool) -> PreTrai
         model = model_class(config)
     expected = type(model.base_model)
     if not isinstance(base, expected):
-        raise ValueError(f"backbone holds a {type(base).__name__}; {model_class.__name__} needs a {expected.__name__}")
+        raise ValueError(
+            f"backbone holds a {type(base).__name__}; {model_class.__name__} must have a {expected.__name__}"
+        )
     setattr(model, model.base_model_prefix, base)
     embedding = base.get_input_embeddings().weight
     head_name = find_head(model)

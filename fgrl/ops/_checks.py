@@ -21,7 +21,7 @@ _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 def check_float(name: str, tensor: Tensor) -> None:
     """`tensor` must be a floating-point tensor."""
     if not isinstance(tensor, Tensor):
-        raise ValueError(f"{name} is {_describe(tensor)}; it must be a floating-point tensor")
+        raise ValueError(f"{name} is {describe(tensor)}; it must be a floating-point tensor")
     if not tensor.is_floating_point():
         raise ValueError(f"{name} has dtype {tensor.dtype}; it must be a floating-point tensor")
 
@@ -43,7 +43,7 @@ def check_optional_floats(like_name: str, like: Tensor, **tensors: Tensor | None
 def check_shape(name: str, tensor: Tensor, shape: Sequence[int], like_name: str) -> None:
     """`tensor` must have exactly `shape`, which is that of `like_name`."""
     if not isinstance(tensor, Tensor):
-        raise ValueError(f"{name} is {_describe(tensor)}; it must be a tensor of shape {list(shape)} like {like_name}")
+        raise ValueError(f"{name} is {describe(tensor)}; it must be a tensor of shape {list(shape)} like {like_name}")
     if tensor.shape != torch.Size(shape):
         raise ValueError(f"{name} has shape {list(tensor.shape)}; it must have {list(shape)} like {like_name}")
 
@@ -79,7 +79,7 @@ def check_packed(name: str, tensor: Tensor, cu_seqlens: Tensor) -> int:
     if tensor.ndim != 1:
         raise ValueError(f"{name} has shape {list(tensor.shape)}; with cu_seqlens it must be packed [N]")
     if not isinstance(cu_seqlens, Tensor) or cu_seqlens.ndim != 1 or cu_seqlens.numel() < 1:
-        raise ValueError(f"cu_seqlens is {_describe(cu_seqlens)}; it must be a 1-D tensor of B + 1 offsets")
+        raise ValueError(f"cu_seqlens is {describe(cu_seqlens)}; it must be a 1-D tensor of B + 1 offsets")
     if cu_seqlens.dtype not in (torch.int32, torch.int64):
         raise ValueError(f"cu_seqlens has dtype {cu_seqlens.dtype}; it must be int32 or int64")
     check_device("cu_seqlens", cu_seqlens, name, tensor)
@@ -143,13 +143,13 @@ def check_normalizer(normalizer: float | Tensor | None) -> None:
 def check_config(config: PPOLossConfig) -> None:
     """`config` must be a `PPOLossConfig`, which has checked its own fields."""
     if not isinstance(config, PPOLossConfig):
-        raise ValueError(f"config is {_describe(config)}; it must be a PPOLossConfig")
+        raise ValueError(f"config is {describe(config)}; it must be a PPOLossConfig")
 
 
 def check_integers(name: str, tensor: Tensor) -> None:
     """`tensor` must be an integer tensor; a bool is none."""
     if not isinstance(tensor, Tensor):
-        raise ValueError(f"{name} is {_describe(tensor)}; it must be an integer tensor")
+        raise ValueError(f"{name} is {describe(tensor)}; it must be an integer tensor")
     if tensor.dtype not in _INTEGERS:
         raise ValueError(f"{name} has dtype {tensor.dtype}; it must be an integer tensor")
 
@@ -169,7 +169,7 @@ def check_aggregation(aggregation: str, name: str, tensor: Tensor, cu_seqlens: T
     elif aggregation.startswith("seq-") and tensor.ndim != 2:
         raise ValueError(
             f"cu_seqlens is None and {name} has shape {list(tensor.shape)}; "
-            f"aggregation {aggregation!r} needs [B, T], or packed [N] with cu_seqlens"
+            f"for aggregation {aggregation!r} it must be [B, T], or packed [N] with cu_seqlens"
         )
 
 
@@ -190,9 +190,14 @@ def check_loss_layout(config: PPOLossConfig, name: str, tensor: Tensor, cu_seqle
         option = f"loss {config.loss!r}" if is_about_loss else f"importance_level {config.importance_level!r}"
         raise ValueError(
             f"cu_seqlens is None and {name} has shape {list(tensor.shape)}; "
-            f"{option} needs [B, T], or packed [N] with cu_seqlens"
+            f"for {option} it must be [B, T], or packed [N] with cu_seqlens"
         )
 
 
-def _describe(value: object) -> str:
-    return f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+def describe(value: object) -> str:
+    """What `value` is, for an error."""
+    return (
+        f"a {value.dtype} tensor of shape {list(value.shape)}"
+        if isinstance(value, Tensor)
+        else f"a {type(value).__name__}"
+    )

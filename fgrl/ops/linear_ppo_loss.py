@@ -118,7 +118,7 @@ def linear_ppo_loss(
     _checks.check_loss_layout(config, "targets", targets, cu_seqlens)
     _checks.check_normalizer(normalizer)
     if config.kl_coef and ref_logprobs is None:
-        raise ValueError(f"ref_logprobs is None; config.kl_coef {config.kl_coef} needs it")
+        raise ValueError(f"ref_logprobs is None; it must be given where config.kl_coef is {config.kl_coef}")
     if backend.resolve("linear_ppo_loss", hidden.device) == "reference":
         return backend.reference("linear_ppo_loss", hidden.device)(
             hidden,

@@ -115,9 +115,9 @@ def ppo_loss(
     _checks.check_loss_layout(config, "logprobs", logprobs, cu_seqlens)
     _checks.check_normalizer(normalizer)
     if config.kl_coef and ref_logprobs is None:
-        raise ValueError(f"ref_logprobs is None; config.kl_coef {config.kl_coef} needs it")
+        raise ValueError(f"ref_logprobs is None; it must be given where config.kl_coef is {config.kl_coef}")
     if config.entropy_coef and entropy is None:
-        raise ValueError(f"entropy is None; config.entropy_coef {config.entropy_coef} needs it")
+        raise ValueError(f"entropy is None; it must be given where config.entropy_coef is {config.entropy_coef}")
     if backend.resolve("ppo_loss", logprobs.device) == "reference":
         return backend.reference("ppo_loss", logprobs.device)(
             logprobs,

@@ -89,7 +89,7 @@ def token_advantages(
     if kl_coef < 0:
         raise ValueError(f"kl_coef is {kl_coef}; it must be at least 0")
     if kl_coef > 0 and (logprobs is None or ref_logprobs is None):
-        raise ValueError(f"kl_coef is {kl_coef} and logprobs or ref_logprobs is None; the KL needs both")
+        raise ValueError(f"kl_coef is {kl_coef} and logprobs or ref_logprobs is None; both must be given")
     _checks.check_choice("kl_estimator", kl_estimator, get_args(KLEstimator))
     _checks.check_unit_interval("gamma", gamma)
     _checks.check_lam(lam, batch, "values", values)

@@ -70,7 +70,7 @@ def value_loss(
         _checks.check_positive("clip", clip)
     _checks.check_normalizer(normalizer)
     if clip is not None and old_values is None:
-        raise ValueError(f"old_values is None; clip {clip} needs it")
+        raise ValueError(f"old_values is None; it must be given where clip is {clip}")
     if backend.resolve("value_loss", values.device) == "reference":
         return backend.reference("value_loss", values.device)(
             values,

@@ -52,7 +52,9 @@ def whiten(
     _checks.check_mask("mask", mask, "advantages", advantages)
     if moments is not None:
         if not isinstance(moments, Tensor) or moments.shape != (3,) or moments.dtype != torch.float64:
-            raise ValueError("moments must be a float64 tensor of shape [3]: count, sum, sum of squares")
+            raise ValueError(
+                f"moments is {_checks.describe(moments)}; it must be float64 of shape [3]: count, sum, sum of squares"
+            )
         _checks.check_device("moments", moments, "advantages", advantages)
     if backend.resolve("whiten", advantages.device) == "reference":
         return backend.reference("whiten", advantages.device)(advantages, mask, moments, group=group)

@@ -11,7 +11,6 @@ import json
 import math
 import os
 import shutil
-import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +18,8 @@ from typing import Any, BinaryIO, NamedTuple
 
 import torch
 from torch import Tensor
+
+from fgrl.data.output import open_output_folder
 
 _INDEX = "model.safetensors.index.json"
 _WEIGHTS = "model.safetensors"
@@ -77,22 +78,15 @@ def extrapolate(
         raise FileExistsError(f"out is {os.fspath(out)!r}, which exists; it must be a new folder")
     weights, start = _tensors("aligned", source), _tensors("sft", Path(sft))
     _check_same(weights, start)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
-    try:
-        folder.chmod(0o777 & ~_umask())
+    moved = total = 0.0
+    with open_output_folder(target) as folder:
         for path in source.iterdir():
             if path.is_file() and path.suffix in _COPIED and path.name != "trainer_state.json":
                 shutil.copyfile(path, folder / path.name)
-        moved = total = 0.0
         for file in sorted({tensor.file for tensor in weights.values()}):
             own = {name: tensor for name, tensor in weights.items() if tensor.file == file}
             squares = _write_shard(file, folder / file.name, own, start, alpha)
             moved, total = moved + squares[0], total + squares[1]
-        os.replace(folder, target)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
     if alpha != 0 and moved == 0:
         warnings.warn("aligned and sft hold the same weights; the output is a copy of them", stacklevel=2)
     return Extrapolation(
@@ -225,9 +219,3 @@ def _json(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{path} is not JSON ({error}); it must be") from error
     return content if isinstance(content, dict) else {}
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -80,7 +80,7 @@ def prepare_models(
     try:
         check_vocabulary(tokenizer, policy)
     except ValueError as error:
-        raise ValueError(f"model is not one for processing_class: {error}") from None
+        raise ValueError(f"model cannot be trained with processing_class: {error}") from None
     models = PPOModels(policy, value, reference, scorers)
     check_scorers(models, tokenizer, max_length=1)  # the vocabulary alone: how long sequences get, the prompts will say
     return models

@@ -35,7 +35,7 @@ def test_num_threads_is_a_whole_number(threads: Any) -> None:
 
 @pytest.mark.parametrize("sequence", ["text", {1, 2}], ids=["text", "set"])
 def test_what_is_no_sequence_of_token_ids_is_named(sequence: Any) -> None:
-    with pytest.raises(ValueError, match=r"^original\[1\] is no tensor or array of token ids"):
+    with pytest.raises(ValueError, match=r"^original\[1\] is no tensor or array"):
         fgrl.align_edits([[1], sequence], [[1], [1]])
 
 

@@ -133,7 +133,7 @@ def test_packed_equals_padded(loss: str, lengths: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("config", NEEDS_SEQUENCES, ids=lambda config: f"{config.loss} {config.importance_level}")
 def test_packed_tokens_without_cu_seqlens_are_refused(config: PPOLossConfig) -> None:
     option = f"loss '{config.loss}'" if config.loss != "clip" else f"importance_level '{config.importance_level}'"
-    message = re.escape(f"[5]; {option} needs [B, T], or packed [N] with cu_seqlens")
+    message = re.escape(f"[5]; for {option} it must be [B, T], or packed [N] with cu_seqlens")
     x = torch.randn(5)
     with pytest.raises(ValueError, match="cu_seqlens is None and logprobs has shape " + message):
         fgrl.ops.ppo_loss(x, x, x, config=config)

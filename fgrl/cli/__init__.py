@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import io
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 
 import fgrl
@@ -40,12 +43,38 @@ def build_parser(command: str | None) -> tuple[argparse.ArgumentParser, argparse
     return parser, chosen
 
 
+@contextmanager
+def _unwinding_on_signals() -> Iterator[None]:
+    """A request to end (from `kill`, a scheduler or a closed terminal) unwinds, so that drafts of outputs are removed.
+
+    The exit code is 128 plus the signal's number, as a shell reports it. A signal that is ignored (`nohup`) stays so.
+    """
+
+    def leave(number: int, frame: object) -> None:
+        signal.signal(number, signal.SIG_IGN)
+        raise SystemExit(128 + number)
+
+    mine = []
+    if threading.current_thread() is threading.main_thread():
+        for name in ("SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+                signal.signal(number, leave)
+                mine.append(number)
+    try:
+        yield
+    finally:
+        for number in mine:
+            signal.signal(number, signal.SIG_DFL)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand.
 
     Returns:
-        The exit code: 0 when it did its work, 2 for a user's mistake (one sentence on stderr), 130 when interrupted,
-        141 when nobody reads its output. A bug is raised, for Python to show its traceback and exit with 1.
+        The exit code: 0 when it did its work, 2 for a user's mistake (one sentence on stderr), 130 when interrupted
+        (128 plus its number for another signal to end), 141 when nobody reads its output. A bug is raised, for Python
+        to show its traceback and exit with 1.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):
@@ -56,7 +85,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if command is not None:
             apply_config(arguments, command)
         options = parser.parse_args(arguments)
-        code = int(options.run(options))
+        with _unwinding_on_signals():
+            code = int(options.run(options))
         sys.stdout.flush()
         return code
     except BrokenPipeError:

@@ -126,6 +126,8 @@ def open_output_folder(path: StrPath) -> Iterator[Path]:
 def check_outputs(outputs: Mapping[str, StrPath | None], inputs: Mapping[str, StrPath | None]) -> None:
     """Raise `ValueError` where an output is an input, or two outputs are one file, whatever their spelling.
 
+    An existing file of a folder that is read, such as the weights of a model, is an input; a new one is not.
+
     Args:
         outputs: Paths that will be written, by the name of their option; None where it is not given.
         inputs: Paths that will be read, in the same form. A name that is no path (of a model on the hub) is no file.
@@ -135,6 +137,10 @@ def check_outputs(outputs: Mapping[str, StrPath | None], inputs: Mapping[str, St
         for other, read in inputs.items():
             if read is not None and same_file(path, read):
                 raise ValueError(f"{name} is {os.fspath(path)}, the file that {other} reads; it must be another one")
+            if read is not None and _is_inside(path, read):
+                raise ValueError(
+                    f"{name} is {os.fspath(path)}, a file of the folder that {other} reads; it must be a new one"
+                )
         for other, second in written.items():
             if other > name and same_file(path, second):
                 raise ValueError(f"{name} is {os.fspath(path)}, the same as {other}; it must be another file")
@@ -147,6 +153,12 @@ def same_file(one: StrPath, other: StrPath) -> bool:
     except (OSError, ValueError):
         return os.path.realpath(one) == os.path.realpath(other)
     return os.path.samestat(first, second) and (stat.S_ISREG(first.st_mode) or stat.S_ISDIR(first.st_mode))
+
+
+def _is_inside(path: StrPath, folder: StrPath) -> bool:
+    """Whether `path` is an existing regular file anywhere below `folder`."""
+    file, root = os.path.realpath(path), os.path.realpath(folder)
+    return os.path.isfile(file) and os.path.isdir(root) and Path(root) in Path(file).parents
 
 
 def _standard_stream(path: StrPath) -> int | None:

@@ -298,3 +298,29 @@ def test_an_interrupt_is_one_line(tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate()
     assert (process.returncode, errors) == (130, "fgrl: interrupted\n")
+
+
+_STUCK = """
+import os, signal, sys
+from fgrl.cli import doctor, main
+from fgrl.data.output import open_output
+
+def stuck(args):
+    with open_output(sys.argv[1]) as file:
+        file.write(b"half")
+        file.flush()
+        os.kill(os.getpid(), int(sys.argv[2]))
+        signal.pause()
+
+doctor.run = stuck
+raise SystemExit(main(["doctor"]))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_end_leaves_the_old_output_and_no_draft(number: signal.Signals, tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    out.write_text("old")
+    done = subprocess.run([sys.executable, "-c", _STUCK, out, str(int(number))], stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr, out.read_text()) == (128 + number, "", "old")
+    assert list(tmp_path.iterdir()) == [out]

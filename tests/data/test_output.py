@@ -129,6 +129,21 @@ def test_an_input_is_no_output_however_it_is_spelled(tmp_path: Path, monkeypatch
     check_outputs({"--out": "/dev/null", "--html": "/dev/null"}, {"source": "/dev/null", "--model": "org/name"})
 
 
+def test_a_file_of_a_folder_that_is_read_is_no_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tmp_path / "model"
+    (model / "tokenizer").mkdir(parents=True)
+    for name in ("config.json", "tokenizer/vocab.json"):
+        (model / name).write_text("{}")
+    (tmp_path / "link").symlink_to(model)
+    (tmp_path / "weights").symlink_to(model / "config.json")
+    monkeypatch.chdir(model)
+    spellings = (model / "config.json", "tokenizer/vocab.json", tmp_path / "link/config.json", tmp_path / "weights")
+    for spelling in spellings:
+        with pytest.raises(ValueError, match=r"^--out is .*, a file of the folder that --model reads; it must be a "):
+            check_outputs({"--out": spelling}, {"--model": tmp_path / "link"})
+    check_outputs({"--out": model / "scores.jsonl", "--html": tmp_path / "model.html"}, {"--model": model})
+
+
 def test_a_line_of_json_holds_any_text() -> None:
     assert json_line({"a": "é"}) == '{"a":"é"}\n'.encode()
     assert json_line({"a": "é\ud800"}) == b'{"a":"\\u00e9\\ud800"}\n'

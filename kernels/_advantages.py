@@ -171,16 +171,16 @@ def _maps(rewards, values, valid, origin, coefficients):
 
     Values may be far larger than the advantages, and so would be their rounding errors, token by token.
     """
-    decay, keep, drift = coefficients
+    decay, value_weight, one_minus_gamma = coefficients
     values = tl.where(valid, values - origin, 0.0)
     decays = tl.where(valid, decay, 1.0)
-    gains = tl.where(valid, decay * rewards + keep * values - drift * origin, 0.0)
+    gains = tl.where(valid, decay * rewards + value_weight * values - one_minus_gamma * origin, 0.0)
     decays, gains = tl.associative_scan((decays, gains), 0, _after, reverse=True)
     return values, decays, gains
 
 
 @triton.jit
-def _first(block):
+def _first_lane(block):
     return tl.sum(tl.where(tl.arange(0, block.shape[0]) == 0, block, 0.0), 0)
 
 
@@ -221,7 +221,7 @@ def _token_advantages_fwd_kernel(
     shaping = (reward_scale, reward_low, reward_high, kl_coef)
 
     lanes = tl.arange(0, BLOCK)
-    # A thread adds up its own tokens, and threads put their sums together once, after the last block.
+    # A thread adds up its own tokens; the sums of threads are added once, after the last block.
     SUMS: tl.constexpr = BLOCK // _TOKENS_PER_THREAD
     count = tl.zeros([SUMS], tl.int32)
     total = tl.zeros([SUMS], tl.float64)
@@ -232,10 +232,10 @@ def _token_advantages_fwd_kernel(
         rewards, values, kl, valid = _shaped_tokens(tokens, start, first, beyond, size, shaping, KL_KIND, DTYPE, BLOCK)
         if HAS_KL:
             store(outputs.kl_ptr, start, kl, first, beyond)
-        rise, _, gains = _maps(rewards, values, valid, ahead, coefficients)
-        more = tl.gather(gains, tl.minimum(lanes + 1, BLOCK - 1), 0)  # ahead_t - ahead
-        more = tl.where(lanes == BLOCK - 1, 0.0, more)
-        advantages = tl.where(valid, rewards - rise + more, 0.0)
+        centred_values, _, gains = _maps(rewards, values, valid, ahead, coefficients)
+        gain_after = tl.gather(gains, tl.minimum(lanes + 1, BLOCK - 1), 0)  # ahead_t - ahead
+        gain_after = tl.where(lanes == BLOCK - 1, 0.0, gain_after)
+        advantages = tl.where(valid, rewards - centred_values + gain_after, 0.0)
         store(outputs.advantages_ptr, start, advantages, first, beyond)
         store(outputs.returns_ptr, start, advantages + values, first, beyond)
         if HAS_MOMENTS:
@@ -310,7 +310,7 @@ def _piece_aheads_fwd_kernel(
         decays, gains = tl.associative_scan((decays, gains), 0, _after, reverse=True)
         aheads_before = decays * ahead + gains
         tl.store(aheads_ptr + pieces - 1, aheads_before, mask=pieces > first)
-        ahead = _first(aheads_before)
+        ahead = _first_lane(aheads_before)
         last -= PIECES
 
 

@@ -20,7 +20,7 @@ class Case(NamedTuple):
     """One call of a launcher, on tensors of the meta device, that `python -m benchmarks.kernels` compiles.
 
     Each kernel file yields its cases from a function `aot_cases()`. The report calls the launcher itself and compiles
-    whatever it launches, so that the two cannot drift apart; and as meta tensors hold nothing, a launcher that would
+    whatever it launches, so that the two always agree; and as meta tensors hold nothing, a launcher that would
     read a value on the host, and so wait for the GPU, fails there.
     """
 
@@ -31,7 +31,7 @@ class Case(NamedTuple):
 
 FUSION = {"enable_fp_fusion": True}
 """A launch option of every kernel: a product and a sum may be one instruction with one rounding, which is more accurate
-and faster. No kernel relies on two roundings. Said because Triton 3.10 changes its default."""
+and faster. No kernel relies on two roundings. It is set because Triton 3.10 changes its default."""
 
 
 def flat(tensor: Tensor | None) -> Tensor | None:

@@ -19,22 +19,22 @@ def start_of(sequence, cu_seqlens_ptr, length):
 
 
 @triton.jit
-def sequence_at(place, cu_seqlens_ptr, length, batch, PIECE: tl.constexpr = None):
+def sequence_at(index, cu_seqlens_ptr, length, batch, PIECE: tl.constexpr = None):
     """The sequence that a token is in; with PIECE tokens to a block, the one that a piece is of, by its number.
 
     A piece is what a sequence occupies of one block of the flat tokens, and piece p of sequence s lies in block p - s.
     So their numbers end below `tokens // PIECE + batch`, however long each sequence is, which the host does not know.
     (A few belong to no piece and come out empty.)
     """
-    sequence = tl.full([], 0, tl.int32)  # the last one that does not start after the place
+    sequence = tl.full([], 0, tl.int32)  # the last one that does not start after the index
     beyond = sequence + batch
     while beyond - sequence > 1:
         middle = (sequence + beyond) // 2
         start = start_of(middle, cu_seqlens_ptr, length)
         if PIECE is not None:
             start = start // PIECE + middle
-        sequence = tl.where(start <= place, middle, sequence)
-        beyond = tl.where(start <= place, beyond, middle)
+        sequence = tl.where(start <= index, middle, sequence)
+        beyond = tl.where(start <= index, beyond, middle)
     return sequence
 
 

@@ -27,7 +27,7 @@ class Side(NamedTuple):
 
 @triton.jit
 def _load_block(side, row, start, width, BLOCK: tl.constexpr):
-    """Rewards in fp64, and which of the tokens are edited and which kept; neither outside the row or the mask."""
+    """Rewards in fp64, and which of the tokens are edited and which unchanged; neither outside the row or the mask."""
     HAS_MASK: tl.constexpr = side.mask_ptr is not None
     lanes = start + tl.arange(0, BLOCK)
     inside = lanes < width
@@ -41,33 +41,35 @@ def _load_block(side, row, start, width, BLOCK: tl.constexpr):
 
 @triton.jit
 def _sum_side(side, row, width, IS_MEAN: tl.constexpr, BLOCK: tl.constexpr):
-    """Score of a row, what it was divided by, squares of the kept rewards and their number: scalars in fp64."""
+    """Score of a row and its divisor, sum of squares and number of the unchanged rewards: scalars in fp64."""
     score = tl.zeros([BLOCK], tl.float64)
     squares = tl.zeros([BLOCK], tl.float64)
     edited_count = tl.zeros([BLOCK], tl.int32)
-    kept_count = tl.zeros([BLOCK], tl.int32)
+    unchanged_count = tl.zeros([BLOCK], tl.int32)
     for start in range(0, width, BLOCK):
-        rewards, is_edited, is_kept = _load_block(side, row, start, width, BLOCK)
+        rewards, is_edited, is_unchanged = _load_block(side, row, start, width, BLOCK)
         score += tl.where(is_edited, rewards, 0.0)
-        squares += tl.where(is_kept, rewards * rewards, 0.0)
+        squares += tl.where(is_unchanged, rewards * rewards, 0.0)
         edited_count += is_edited.to(tl.int32)
-        kept_count += is_kept.to(tl.int32)
+        unchanged_count += is_unchanged.to(tl.int32)
     divisor = tl.full([], 1.0, tl.float64)
     if IS_MEAN:
         divisor = tl.maximum(tl.sum(edited_count, 0), 1).to(tl.float64)
-    return tl.sum(score, 0) / divisor, divisor, tl.sum(squares, 0), tl.sum(kept_count, 0).to(tl.float64)
+    return tl.sum(score, 0) / divisor, divisor, tl.sum(squares, 0), tl.sum(unchanged_count, 0).to(tl.float64)
 
 
 @triton.jit
-def _store_gradient(grad_ptr, side, row, width, slope, kept_slope, HAS_PENALTY: tl.constexpr, BLOCK: tl.constexpr):
-    """`slope` at the edited tokens, `kept_slope` times the reward at the kept ones."""
+def _store_grad(
+    grad_ptr, side, row, width, edited_grad, unchanged_factor, HAS_PENALTY: tl.constexpr, BLOCK: tl.constexpr
+):
+    """`edited_grad` at the edited tokens, `unchanged_factor` times the reward at the unchanged ones."""
     for start in range(0, width, BLOCK):
-        rewards, is_edited, is_kept = _load_block(side, row, start, width, BLOCK)
-        gradient = tl.where(is_edited, slope, 0.0)
+        rewards, is_edited, is_unchanged = _load_block(side, row, start, width, BLOCK)
+        grad = tl.where(is_edited, edited_grad, 0.0)
         if HAS_PENALTY:
-            gradient = tl.where(is_kept, kept_slope * rewards, gradient)
+            grad = tl.where(is_unchanged, unchanged_factor * rewards, grad)
         lanes = start + tl.arange(0, BLOCK)
-        tl.store(grad_ptr + row + lanes, gradient, mask=lanes < width)
+        tl.store(grad_ptr + row + lanes, grad, mask=lanes < width)
 
 
 @triton.jit(do_not_specialize=["chosen_width", "rejected_width"])
@@ -88,7 +90,7 @@ def _edit_preference_loss_fwd_kernel(
     GRAD_REJECTED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One pair. With U the edited tokens of a side and K the kept ones of both:
+    """One pair. With U the edited tokens of a side and K the unchanged ones of both:
 
     S = sum of r_t over U, or their mean;  x = S_chosen - S_rejected - margin
     loss = -log sigmoid(x) + unchanged_weight * mean of r_t^2 over K
@@ -97,26 +99,26 @@ def _edit_preference_loss_fwd_kernel(
     pair = tl.program_id(0).to(tl.int64)
     chosen_row = pair * chosen_width
     rejected_row = pair * rejected_width
-    chosen_score, chosen_divisor, squares, kept = _sum_side(chosen, chosen_row, chosen_width, IS_MEAN, BLOCK)
-    rejected_score, rejected_divisor, rejected_squares, rejected_kept = _sum_side(
+    chosen_score, chosen_divisor, squares, unchanged = _sum_side(chosen, chosen_row, chosen_width, IS_MEAN, BLOCK)
+    rejected_score, rejected_divisor, rejected_squares, rejected_unchanged = _sum_side(
         rejected, rejected_row, rejected_width, IS_MEAN, BLOCK
     )
-    ahead = chosen_score - rejected_score - tl.full([], margin, tl.float64)
-    small = tl.exp(-tl.abs(ahead))
-    loss = tl.where(ahead < 0, -ahead, 0.0) + tl.log(1.0 + small)
-    pull = tl.where(ahead < 0, 1.0, small) / (1.0 + small)
-    penalty = tl.full([], unchanged_weight, tl.float64) / tl.maximum(kept + rejected_kept, 1.0)
+    x = chosen_score - rejected_score - tl.full([], margin, tl.float64)
+    exp_minus_abs = tl.exp(-tl.abs(x))
+    loss = tl.where(x < 0, -x, 0.0) + tl.log(1.0 + exp_minus_abs)
+    x_grad = tl.where(x < 0, 1.0, exp_minus_abs) / (1.0 + exp_minus_abs)
+    penalty = tl.full([], unchanged_weight, tl.float64) / tl.maximum(unchanged + rejected_unchanged, 1.0)
     if HAS_PENALTY:
         loss += penalty * (squares + rejected_squares)
     tl.store(losses_ptr + pair, loss)
     tl.store(margins_ptr + pair, chosen_score - rejected_score)
     if GRAD_CHOSEN:
-        slope = -pull / chosen_divisor
-        _store_gradient(chosen_grad_ptr, chosen, chosen_row, chosen_width, slope, 2.0 * penalty, HAS_PENALTY, BLOCK)
+        edited_grad = -x_grad / chosen_divisor
+        _store_grad(chosen_grad_ptr, chosen, chosen_row, chosen_width, edited_grad, 2.0 * penalty, HAS_PENALTY, BLOCK)
     if GRAD_REJECTED:
-        slope = pull / rejected_divisor
-        _store_gradient(
-            rejected_grad_ptr, rejected, rejected_row, rejected_width, slope, 2.0 * penalty, HAS_PENALTY, BLOCK
+        edited_grad = x_grad / rejected_divisor
+        _store_grad(
+            rejected_grad_ptr, rejected, rejected_row, rejected_width, edited_grad, 2.0 * penalty, HAS_PENALTY, BLOCK
         )
 
 

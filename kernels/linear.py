@@ -41,11 +41,11 @@ def _scale(logits, inverse_temperature, softcap, HAS_SOFTCAP: tl.constexpr):
     inverse_temperature = tl.full([], inverse_temperature, logits.dtype)
     softcap = tl.full([], softcap, logits.dtype)
     if HAS_SOFTCAP:
-        bent = _tanh(logits / softcap)
-        z, grad = bent * (softcap * inverse_temperature), 1.0 - bent * bent
+        capped = _tanh(logits / softcap)
+        z, softcap_grad = capped * (softcap * inverse_temperature), 1.0 - capped * capped
     else:
-        z, grad = logits * inverse_temperature, tl.zeros_like(logits) + 1.0
-    return z, grad
+        z, softcap_grad = logits * inverse_temperature, tl.zeros_like(logits) + 1.0
+    return z, softcap_grad
 
 
 @triton.jit(do_not_specialize=["vocabulary", "blocks_a_part", "parts"])
@@ -65,18 +65,18 @@ def _logit_statistics_fwd_kernel(
 ):
     """m = max z,   s = sum e^(z - m),   w = sum e^(z - m) (z - m) of one part of one row, and z_target if it is there
 
-    Each lane keeps the three of its own columns; they are put together once, at the end.
+    Each lane has the three of its own columns; they are combined once, after the last block.
     """
     HAS_BIAS: tl.constexpr = bias_ptr is not None
     row, part = tl.program_id(0) // parts, tl.program_id(0) % parts
-    plane = tl.num_programs(0)
-    place = part * (plane // parts) + row
+    size = tl.num_programs(0)
+    position = part * (size // parts) + row
     logits_ptr += row.to(tl.int64) * logits_stride
     dtype: tl.constexpr = logits_ptr.dtype.element_ty
 
-    largest = tl.full([BLOCK], _LOWEST, dtype)
+    running_max = tl.full([BLOCK], _LOWEST, dtype)
     total = tl.zeros([BLOCK], dtype)
-    moment = tl.zeros([BLOCK], dtype)
+    weighted = tl.zeros([BLOCK], dtype)
     first = part * blocks_a_part
     for block in range(first, first + blocks_a_part):
         columns = block * BLOCK + tl.arange(0, BLOCK)
@@ -85,17 +85,17 @@ def _logit_statistics_fwd_kernel(
             logits += tl.load(bias_ptr + columns, mask=columns < vocabulary, other=0.0).to(dtype)
         z, _ = _scale(logits, inverse_temperature, softcap, HAS_SOFTCAP)
         z = tl.where(columns < vocabulary, z, float("-inf"))
-        before, largest = largest, tl.maximum(largest, z)
-        step, x = before - largest, z - largest
+        last_max, running_max = running_max, tl.maximum(running_max, z)
+        step, x = last_max - running_max, z - running_max
         rescale, e = tl.exp(step), tl.exp(x)
-        moment = (moment + total * step) * rescale + tl.where(e > 0, e * x, 0.0)  # not 0 * -inf
+        weighted = (weighted + total * step) * rescale + tl.where(e > 0, e * x, 0.0)  # not 0 * -inf
         total = total * rescale + e
-    of_all = tl.max(largest, 0)
-    step = largest - of_all
+    row_max = tl.max(running_max, 0)
+    step = running_max - row_max
     rescale = tl.exp(step)
-    tl.store(statistics_ptr + place, of_all)
-    tl.store(statistics_ptr + plane + place, tl.sum(total * rescale, 0))
-    tl.store(statistics_ptr + 2 * plane + place, tl.sum((moment + total * step) * rescale, 0))
+    tl.store(statistics_ptr + position, row_max)
+    tl.store(statistics_ptr + size + position, tl.sum(total * rescale, 0))
+    tl.store(statistics_ptr + 2 * size + position, tl.sum((weighted + total * step) * rescale, 0))
 
     target = tl.load(targets_ptr + row)
     start = first * BLOCK
@@ -104,7 +104,7 @@ def _logit_statistics_fwd_kernel(
     if HAS_BIAS:
         logit += tl.load(bias_ptr + target, mask=is_here, other=0.0).to(dtype)
     z, _ = _scale(logit, inverse_temperature, softcap, HAS_SOFTCAP)
-    tl.store(statistics_ptr + 3 * plane + place, tl.where(is_here, z, 0.0))
+    tl.store(statistics_ptr + 3 * size + position, tl.where(is_here, z, 0.0))
 
 
 @triton.jit(do_not_specialize=["vocabulary", "rows"])
@@ -132,7 +132,7 @@ def _logit_gradient_bwd_kernel(
     logits = tl.load(logits_ptr + offsets, mask=columns < logits_stride, other=0.0)  # [BLOCK]
     if HAS_BIAS:
         logits += tl.load(bias_ptr + columns, mask=columns < vocabulary, other=0.0).to(logits.dtype)
-    z, cap_grad = _scale(logits, inverse_temperature, softcap, HAS_SOFTCAP)
+    z, softcap_grad = _scale(logits, inverse_temperature, softcap, HAS_SOFTCAP)
     grads_ptr += row
     x = z - tl.load(grads_ptr)
     constant = tl.load(grads_ptr + rows)
@@ -140,7 +140,7 @@ def _logit_gradient_bwd_kernel(
     e = tl.exp(x)
     grad = tl.where(e == 0, 0.0, e * (constant + linear * x))
     grad += tl.where(columns == tl.load(targets_ptr + row), tl.load(grads_ptr + 3 * rows.to(tl.int64)), 0.0)
-    tl.store(out_ptr + offsets, grad * cap_grad, mask=columns < logits_stride)
+    tl.store(out_ptr + offsets, grad * softcap_grad, mask=columns < logits_stride)
 
 
 def logit_statistics(
@@ -162,8 +162,8 @@ def logit_statistics(
     blocks = triton.cdiv(vocabulary, block)
     if min_programs is None:
         min_programs = _PROGRAMS_PER_MULTIPROCESSOR * multiprocessors(logits.device)
-    wanted = triton.cdiv(min_programs, rows)
-    blocks_a_part = triton.cdiv(blocks, min(blocks, wanted))
+    wanted_parts = triton.cdiv(min_programs, rows)
+    blocks_a_part = triton.cdiv(blocks, min(blocks, wanted_parts))
     parts = triton.cdiv(blocks, blocks_a_part)
     statistics = logits.new_empty(4, parts, rows)
     with on_device(logits):

@@ -122,7 +122,8 @@ def _token_reward_head_bwd_kernel(
     """dh = rstd * (sum_k g_k * norm_weight * w_k - h * rstd * c),   c = sum_k g_k * z_k / D,   and a part of the sums
     M_k = sum over rows of g_k * rstd * h   and   sum over rows of g_k
 
-    A program keeps its columns, and so needs no sum over a row: `z` and `rstd` are the forward pass's.
+    A program works on the same columns of all its rows. It needs no sum over a row: `z` and `rstd` come from the
+    forward pass.
     """
     HAS_NORM: tl.constexpr = norm_weight_ptr is not None
     NEEDS_HIDDEN: tl.constexpr = hidden_grad_ptr is not None
@@ -151,15 +152,15 @@ def _token_reward_head_bwd_kernel(
         if SUMS_HIDDEN:
             moments += tl.sum(scaled[:, :, None] * hidden[:, None, :], 0)
         if NEEDS_HIDDEN:
-            slope = tl.sum(grad[:, :, None] * weight[None, :, :], 1)  # [BLOCK_N, BLOCK_D]
+            hidden_grad = tl.sum(grad[:, :, None] * weight[None, :, :], 1)  # [BLOCK_N, BLOCK_D]
             if HAS_NORM:
                 scores = tl.load(scores_ptr + at, mask=has_grad, other=0)
-                shrink = rstd * (tl.sum(grad * scores, 1) / WIDTH)
-                slope = rstd[:, None] * (slope - shrink[:, None] * hidden)
-            tl.store(hidden_grad_ptr + row[:, None] * WIDTH + column[None, :], slope, mask=inside)
+                norm_factor = rstd * (tl.sum(grad * scores, 1) / WIDTH)
+                hidden_grad = rstd[:, None] * (hidden_grad - norm_factor[:, None] * hidden)
+            tl.store(hidden_grad_ptr + row[:, None] * WIDTH + column[None, :], hidden_grad, mask=inside)
     if SUMS_HIDDEN:
-        to = moments_ptr + (part.to(tl.int64) * HEADS + head)[:, None] * WIDTH + column[None, :]
-        tl.store(to, moments, mask=(head < HEADS)[:, None] & (column < WIDTH)[None, :])
+        sums_at = moments_ptr + (part.to(tl.int64) * HEADS + head)[:, None] * WIDTH + column[None, :]
+        tl.store(sums_at, moments, mask=(head < HEADS)[:, None] & (column < WIDTH)[None, :])
     if tl.program_id(0) == 0:
         tl.store(grad_sums_ptr + part * HEADS + head, grad_sums, mask=head < HEADS)
 

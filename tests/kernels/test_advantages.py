@@ -190,11 +190,11 @@ def test_results_are_finite_where_the_recursion_is(
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_clip_bounds_an_infinite_reward_and_keeps_a_nan(bad: float, device: torch.device) -> None:
-    inputs, place = draw(3, 2 * BLOCK + 5, device, torch.float32), BLOCK + 2
-    inputs["token_rewards"][1, place] = bad
+    inputs, position = draw(3, 2 * BLOCK + 5, device, torch.float32), BLOCK + 2
+    inputs["token_rewards"][1, position] = bad
     clipped = fgrl.ops.token_advantages(**inputs, gamma=0.99, reward_clip=1.0).advantages
-    assert clipped[1, : place + 1].isnan().all() == (bad != bad)
-    assert clipped[1, place + 1 :].isfinite().all()
+    assert clipped[1, : position + 1].isnan().all() == (bad != bad)
+    assert clipped[1, position + 1 :].isfinite().all()
     assert clipped[[0, 2]].isfinite().all()
 
 

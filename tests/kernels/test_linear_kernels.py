@@ -10,7 +10,7 @@ triton = pytest.importorskip("triton")
 
 from fgrl.kernels.linear import logit_gradient, logit_statistics  # noqa: E402
 
-# A word; a block and its edges; several blocks, the last one nearly empty.
+# One column; a block and its edges; several blocks, the last one nearly empty.
 VOCABULARIES = (1, 7, 31, 32, 33, 65, 200)
 BLOCK = 32
 
@@ -63,18 +63,18 @@ def assert_right(
     if bias is not None and vocabulary > 2:
         bias[1] = float("-inf")
     targets = torch.tensor([vocabulary - 1, 0, -1], device=device)  # the last one's is not in this part of the head
-    slopes = torch.randn(4, 3, dtype=dtype, device=device)
+    grads = torch.randn(4, 3, dtype=dtype, device=device)
 
     parts = logit_statistics(logits, bias, targets, 0.7, softcap, **split)
     assert parts.shape[1] == 1 or split.get("min_programs", 4) > 3
     blocks = {"block": split["block"]} if split else {}
     exact = scaled(logits.double(), bias, softcap)
     plain = scaled(logits, bias, softcap)
-    slopes[0] = plain.amax(1)
-    largest, scale = parts[0].amax(0), (parts[0] - parts[0].amax(0)).exp()
-    torch.testing.assert_close(largest.double(), exact.amax(1), rtol=1e-6, atol=1e-6)
+    grads[0] = plain.amax(1)
+    row_max, scale = parts[0].amax(0), (parts[0] - parts[0].amax(0)).exp()
+    torch.testing.assert_close(row_max.double(), exact.amax(1), rtol=1e-6, atol=1e-6)
     total = (parts[1] * scale).sum(0)
-    moment = ((parts[2] + parts[1] * (parts[0] - largest)) * scale).sum(0)
+    moment = ((parts[2] + parts[1] * (parts[0] - row_max)) * scale).sum(0)
     for z, found in ((plain, []), (exact, [])):
         x = z - z.amax(1, keepdim=True)
         found += [x.exp().sum(1), torch.where(x.exp() == 0, 0, x.exp() * x).sum(1)]
@@ -86,7 +86,7 @@ def assert_right(
     torch.testing.assert_close(parts[3].sum(0), expected, rtol=1e-5, atol=1e-5)
 
     wanted = torch.empty_like(exact)
-    for row, (z, (shift, constant, linear_, target)) in enumerate(zip(exact, slopes.double().T, strict=True)):
+    for row, (z, (shift, constant, linear_, target)) in enumerate(zip(exact, grads.double().T, strict=True)):
         x = z - shift
         wanted[row] = torch.where(x.exp() == 0, 0, x.exp() * (constant + linear_ * x))
         if targets[row] >= 0:
@@ -95,8 +95,8 @@ def assert_right(
         wanted *= 1 - (exact * 0.7 / softcap).square()
     if dtype == torch.float32:
         shorter = rows(3, vocabulary, torch.bfloat16, device)
-        logit_gradient(logits, bias, targets, slopes, 0.7, softcap, shorter, **blocks)
+        logit_gradient(logits, bias, targets, grads, 0.7, softcap, shorter, **blocks)
         torch.testing.assert_close(shorter.double(), wanted, rtol=1e-2, atol=1e-5)
-    logit_gradient(logits, bias, targets, slopes, 0.7, softcap, logits, **blocks)
+    logit_gradient(logits, bias, targets, grads, 0.7, softcap, logits, **blocks)
     tolerance = 1e-5 if dtype == torch.float32 else 1e-12
     torch.testing.assert_close(logits.double(), wanted, rtol=tolerance, atol=tolerance)

@@ -35,7 +35,7 @@ def test_no_spills(name: str, index: int, target: str) -> None:
 
 @pytest.mark.slow
 def test_every_kernel_is_in_the_report() -> None:
-    """Costs little after the tests above, whose results Triton has kept."""
+    """Costs little after the tests above, whose results Triton has cached."""
     names = [module.name for module in pkgutil.iter_modules(fgrl.kernels.__path__)]
     defined = {
         value.fn.__name__
@@ -73,7 +73,7 @@ def _with_cases(monkeypatch: pytest.MonkeyPatch, launcher: object) -> None:
 
 @triton.jit
 def _hoarding_kernel(x_ptr, BLOCK: tl.constexpr):
-    """Needs the whole block twice, so has to keep it."""
+    """Needs the whole block twice, so it stays in registers."""
     x = tl.load(x_ptr + tl.arange(0, BLOCK))
     tl.store(x_ptr + tl.arange(0, BLOCK), x / tl.sum(x, 0))
 

@@ -57,6 +57,12 @@ def store_block(ptr, start, size, block):
 
 
 @triton.jit
+def total(block):
+    """The sum of the lanes in fp64, once a program: a mean near 0 is as exact as its terms, which may be large."""
+    return tl.sum(block.to(tl.float64), 0)
+
+
+@triton.jit
 def store_sums(ptr, sums):
     """Stores each of this program's sums in a row of `[len(sums), programs]`, in fp64."""
     ptr += tl.program_id(0)

@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fgrl.kernels._aggregate import BLOCK, WARPS, Aggregation, programs, token_weights
-from fgrl.kernels._blocks import load_block, store_block, store_sums
+from fgrl.kernels._blocks import load_block, store_block, store_sums, total
 from fgrl.kernels._launch import FUSION, Case, flags, flat, on_device
 from fgrl.types import compute_dtype
 
@@ -39,7 +39,7 @@ def _value_loss_fwd_kernel(
 
     near = clip(V, V_old - clip, V_old + clip)
     loss = v * max((V - R)^2, (near - R)^2) / 2,  v by the token's sequence
-    d loss / d V = v * (V - R), or 0 where the second is greater: near is then one of the bounds
+    d loss / d V = v * (V - R), or 0 where the second is larger: near is then one of the bounds
     """
     IS_CLIPPED: tl.constexpr = old_values_ptr is not None
     tokens = (values_ptr, old_values_ptr, returns_ptr)
@@ -59,16 +59,16 @@ def _value_loss_fwd_kernel(
         error = value - target
         square = error * error
         loss = square
-        slope = error
+        grad = error
         if IS_CLIPPED:
             near = tl.where(value > old + width, old + width, tl.where(value < old - width, old - width, value))
             near_square = (near - target) * (near - target)
             is_clipped = near_square > square
             loss = tl.where(is_clipped, near_square, square)
-            slope = tl.where(is_clipped, 0.0, error)
+            grad = tl.where(is_clipped, 0.0, error)
             clip_count += is_clipped.to(tl.int32)
         if GRAD_VALUES:
-            store_block(values_grad_ptr, start, size, weight * slope)
+            store_block(values_grad_ptr, start, size, weight * grad)
         losses += weight * loss
         values += value
         targets += target
@@ -78,11 +78,11 @@ def _value_loss_fwd_kernel(
     store_sums(
         partial_ptr,
         (
-            tl.sum(losses, 0) * 0.5,
+            total(losses) * 0.5,
             tl.sum(clip_count, 0),
-            tl.sum(values, 0),
-            tl.sum(targets, 0),
-            tl.sum(squares, 0),
+            total(values),
+            total(targets),
+            total(squares),
             tl.sum(count, 0),
         ),
     )

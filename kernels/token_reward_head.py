@@ -23,7 +23,6 @@ _WARPS = 4
 _MAX_COLUMNS = 1024  # of a block
 _PROGRAMS_PER_MULTIPROCESSOR = 4
 _DOT_HEADS = 5  # from here on the rewards are a matrix product
-_DOT_DTYPES = (torch.float16, torch.bfloat16)  # what tensor cores multiply
 _TILE = 4096
 _SUM_PARTS, _SUM_COLUMNS = 16, 64
 
@@ -72,25 +71,31 @@ def _token_reward_head_fwd_kernel(
     HAS_NORM: tl.constexpr = norm_weight_ptr is not None
     row = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     head = tl.arange(0, BLOCK_K)
-    scores = tl.zeros([BLOCK_N, BLOCK_K], DTYPE)
-    squares = tl.zeros([BLOCK_N], DTYPE)
+    # Without a matrix product each lane adds up its own columns; threads are added once, after the last block.
+    if DOT_DTYPE is None:
+        products = tl.zeros([BLOCK_N, BLOCK_K, BLOCK_D], DTYPE)
+    else:
+        scores = tl.zeros([BLOCK_N, BLOCK_K], DTYPE)
+    squares = tl.zeros([BLOCK_N, BLOCK_D], DTYPE)
     for start in range(0, WIDTH, BLOCK_D):
         column = start + tl.arange(0, BLOCK_D)
         inside = (row < rows)[:, None] & (column < WIDTH)[None, :]
         hidden = tl.load(hidden_ptr + row[:, None] * hidden_stride + column[None, :], mask=inside, other=0)
         weight = _load_weights(weight_ptr, norm_weight_ptr, head, column, HEADS, WIDTH, DTYPE)
         if HAS_NORM:
-            squares += tl.sum(hidden.to(DTYPE) * hidden.to(DTYPE), 1)
+            squares += hidden.to(DTYPE) * hidden.to(DTYPE)
         if DOT_DTYPE is None:
-            scores += tl.sum(hidden.to(DTYPE)[:, None, :] * weight[None, :, :], 2)
+            products += hidden.to(DTYPE)[:, None, :] * weight[None, :, :]
         else:
             weight = tl.trans(weight).to(DOT_DTYPE)
             scores = tl.dot(hidden.to(DOT_DTYPE), weight, scores, input_precision="ieee", out_dtype=DTYPE)
 
+    if DOT_DTYPE is None:
+        scores = tl.sum(products, 2)
     at = row[:, None] * HEADS + head[None, :]
     inside = (row < rows)[:, None] & (head < HEADS)[None, :]
     if HAS_NORM:
-        rstd = tl.rsqrt(squares / WIDTH + NORM_EPS)
+        rstd = tl.rsqrt(tl.sum(squares, 1) / WIDTH + NORM_EPS)
         tl.store(rstd_ptr + row, rstd, mask=row < rows)
         scores *= rstd[:, None]
         tl.store(scores_ptr + at, scores, mask=inside)
@@ -236,10 +241,14 @@ def token_reward_head(
         return rewards, scores, rstd
     flat = _flat(hidden)
     as_dot = heads >= _DOT_HEADS
-    # Products of two numbers of 16 bits are exact in fp32; the fused weights are not of 16 bits.
-    exact = not has_norm and dtype == torch.float32 and hidden.dtype == weight.dtype and hidden.dtype in _DOT_DTYPES
+    # Products of two numbers of 16 bits are exact in fp32; the fused weights are not of 16 bits. Triton's interpreter,
+    # which runs on CPU tensors, has no bf16 products: it would multiply the bits of the numbers.
+    has_products = hidden.dtype == torch.float16 or (hidden.dtype == torch.bfloat16 and hidden.device.type != "cpu")
+    exact = not has_norm and dtype == torch.float32 and hidden.dtype == weight.dtype and has_products
     dot_dtype = _TRITON_DTYPES[hidden.dtype if exact else dtype] if as_dot else None
-    block_n, block_d = (32, 128 if exact else 16) if as_dot else (8, 512 // triton.next_power_of_2(heads))
+    # Without a product a lane has a sum a column and, in a norm, a square: they stay in registers.
+    columns = 256 if dtype == torch.float64 else 512
+    block_n, block_d = (32, 128 if exact else 16) if as_dot else (8, columns // triton.next_power_of_2(heads))
     with on_device(hidden):
         _token_reward_head_fwd_kernel[(triton.cdiv(flat.shape[0], block_n),)](
             rewards,

@@ -40,6 +40,9 @@ _IMPLEMENTATIONS: dict[str, tuple[str, ...]] = {
 
 _GPUS = ("cuda", "xpu")  # ROCm's devices are called cuda
 
+_KERNELS_WITHOUT_FP64 = ("token_reward_head",)  # the other kernels add up, or take their coefficients, in fp64
+_REFERENCES_WITH_FP64 = ("token_advantages", "group_advantages", "whiten")  # whose moments and statistics are fp64
+
 
 class Choice(NamedTuple):
     """The backend an op will run on, and why, in words for a person."""
@@ -86,7 +89,8 @@ def explain(op: str, device: torch.device) -> Choice:
     """The backend `op` would run on for inputs on `device`, with the reason.
 
     Raises:
-        RuntimeError: the backend demanded with `use_backend` cannot run this op on this device.
+        RuntimeError: the backend demanded with `use_backend` cannot run this op on this device, or no backend can: the
+            op needs fp64 and the device has none.
     """
     return _choose(op, device, _settings.backend)
 
@@ -113,7 +117,7 @@ _resolve._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 def _choose(op: str, device: torch.device, requested: str) -> Choice:
     if requested == "reference":
-        return Choice("reference", "requested with use_backend")
+        return _choose_reference(op, device, "requested with use_backend")
     candidates = _IMPLEMENTATIONS[op] if requested == "auto" else (requested,)
     obstacles: dict[str, str] = {}
     for backend in candidates:
@@ -128,7 +132,24 @@ def _choose(op: str, device: torch.device, requested: str) -> Choice:
         )
     # What keeps the implementation for this device from running; that the others are for other devices says nothing.
     own = "cpp" if device.type == "cpu" else "triton"
-    return Choice("reference", obstacles.get(own) or "; ".join(f"{name}: {why}" for name, why in obstacles.items()))
+    reason = obstacles.get(own) or "; ".join(f"{name}: {why}" for name, why in obstacles.items())
+    return _choose_reference(op, device, reason)
+
+
+def _choose_reference(op: str, device: torch.device, reason: str) -> Choice:
+    if op in _REFERENCES_WITH_FP64 and lacks_fp64(device):
+        raise RuntimeError(
+            f"{op} adds up in fp64, and its tensors are on {device}, which has no fp64; they must be on a device that "
+            "has it, such as cpu"
+        )
+    return Choice("reference", reason)
+
+
+def lacks_fp64(device: torch.device) -> bool:
+    """Whether the device has no fp64: Apple's GPUs and some of Intel's."""
+    if device.type == "xpu":
+        return torch.xpu.is_available() and not torch.xpu.get_device_properties(device).has_fp64
+    return device.type == "mps"
 
 
 @cache
@@ -178,6 +199,8 @@ def _obstacle(op: str, backend: str, device: torch.device) -> str | None:
         return "it runs on GPU tensors, and these are on cpu"
     if device.type not in (*_GPUS, "cpu", "meta"):
         return f"it runs on tensors on {' or '.join(_GPUS)}, and these are on {device.type}"
+    if op not in _KERNELS_WITHOUT_FP64 and lacks_fp64(device):
+        return f"its kernels compute in fp64, which {device} does not have"
     return _triton_obstacle()
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ import torch
 
 import fgrl
 from fgrl import backend
+from fgrl.cli.doctor import diagnose
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -300,3 +302,49 @@ def test_a_source_tree_that_hides_the_installed_package(skipped: bool, tmp_path:
     said, _ = run(tmp_path)
     assert ("the extension fgrl._C is missing" in said) == (not skipped), said
     assert (said == "[]") == skipped
+
+
+NEED_FP64 = {"token_advantages", "group_advantages", "whiten"}
+
+
+@pytest.mark.parametrize("request_", ["auto", "reference"])
+@pytest.mark.parametrize("op", backend.ops())
+def test_a_device_without_fp64_is_refused_in_one_sentence_or_runs_the_reference(op: str, request_: Any) -> None:
+    """Which references need fp64 is tested in tests/ops/test_library.py."""
+    with fgrl.use_backend(request_):
+        if op in NEED_FP64:
+            with pytest.raises(
+                RuntimeError, match=rf"^{op} adds up in fp64, and its tensors are on mps:0, which has no"
+            ):
+                backend.explain(op, torch.device("mps", 0))
+        else:
+            assert backend.explain(op, torch.device("mps", 0)).backend == "reference"
+
+
+@pytest.mark.parametrize("has_fp64", [False, True])
+@pytest.mark.parametrize("op", backend.ops())
+def test_a_gpu_says_itself_whether_it_has_fp64(op: str, has_fp64: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.xpu, "is_available", lambda: True)
+    monkeypatch.setattr(torch.xpu, "get_device_properties", lambda device: SimpleNamespace(has_fp64=has_fp64))
+    monkeypatch.setattr(backend, "_triton_obstacle", lambda: None)
+    device = torch.device("xpu", 1)
+    kernels = "triton" in backend._IMPLEMENTATIONS[op] and (has_fp64 or op == "token_reward_head")
+    if kernels:
+        assert backend.explain(op, device).backend == "triton"
+    elif op in NEED_FP64 and not has_fp64:
+        with pytest.raises(RuntimeError, match="xpu:1, which has no fp64; they must be"):
+            backend.explain(op, device)
+    else:
+        choice = backend.explain(op, device)
+        assert choice.backend == "reference"
+        assert has_fp64 or op in ("align_edits",) or "in fp64, which xpu:1 does not have" in choice.reason
+    if not has_fp64 and op == "gae":
+        with fgrl.use_backend("triton"), pytest.raises(RuntimeError, match="its kernels compute in fp64, which xpu:1"):
+            backend.explain(op, device)
+
+
+def test_doctor_lists_what_no_backend_runs() -> None:
+    ops = diagnose("mps")["ops"]
+    assert ops["gae"]["backend"] == "reference"
+    assert ops["whiten"]["backend"] == "none"
+    assert "must be on a device that has it" in ops["whiten"]["reason"]

@@ -43,7 +43,7 @@ def diagnose(device: str | None = None) -> dict[str, Any]:
         target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     except RuntimeError as error:
         raise ValueError(f"device is {device!r}; it must be a torch device such as cpu or cuda") from error
-    choices = {op: backend.explain(op, target) for op in backend.ops()}
+    choices = {op: _choice(op, target) for op in backend.ops()}
     return {
         "fgrl": fgrl.__version__,
         "imported": str(extension.imported_from()),
@@ -59,6 +59,13 @@ def diagnose(device: str | None = None) -> dict[str, Any]:
         "device": str(target),
         "ops": {op: {"backend": choice.backend, "reason": choice.reason} for op, choice in choices.items()},
     }
+
+
+def _choice(op: str, device: torch.device) -> backend.Choice:
+    try:
+        return backend.explain(op, device)
+    except RuntimeError as error:
+        return backend.Choice("none", str(error))
 
 
 def _version(package: str) -> str | None:

@@ -124,10 +124,10 @@ class RewardMetrics:
             has_errors: `[B]` bool, whether a human marked spans in the row at all.
             losses: `[B]`, losses of the pairs; None where there are none.
         """
-        margins, has_edits = margins.double().cpu(), has_edits.cpu()
+        margins, has_edits = margins.cpu().double(), has_edits.cpu()  # not every GPU has fp64
         self._pairs += len(margins)
         if losses is not None:
-            self._loss = (self._loss or 0.0) + float(losses.double().sum())
+            self._loss = (self._loss or 0.0) + float(losses.cpu().double().sum())
         self._without_edits += int((~has_edits).sum())
         margins = margins[has_edits]
         self._correct += float((margins > 0).sum()) + 0.5 * float((margins == 0).sum())

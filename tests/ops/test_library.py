@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from numerics import leaf
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import fgrl
 from fgrl import backend
@@ -253,3 +255,25 @@ def test_a_second_derivative_is_refused(case: Callable[..., Any]) -> None:
     slopes = torch.autograd.grad(total(run(*leaves)), leaves, create_graph=True, allow_unused=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         slopes[0].sum().backward()
+
+
+class WithoutFp64(TorchDispatchMode):
+    """Refuses what a device without fp64 refuses: tensors of that dtype."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if any(isinstance(leaf, Tensor) and leaf.dtype == torch.float64 for leaf in tree_leaves(result)):
+            raise TypeError(f"{func} made a float64 tensor")
+        return result
+
+
+@pytest.mark.parametrize("case", CASES, ids=name)
+def test_references_that_need_fp64_are_those_refused_where_there_is_none(case: Callable[..., Any]) -> None:
+    run, inputs = case(3, 7)
+    leaves = [leaf(tensor) for tensor in inputs]
+    refused = name(case) in backend._REFERENCES_WITH_FP64
+    expected = pytest.raises(TypeError, match="made a float64 tensor") if refused else nullcontext()
+    with fgrl.use_backend("reference"), expected, WithoutFp64():
+        found = [tensor.sum() for tensor in tensors_of(run(*leaves)) if tensor.requires_grad]
+        if found:
+            torch.stack(found).sum().backward()

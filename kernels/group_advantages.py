@@ -23,7 +23,7 @@ from fgrl.kernels._sequences import ALIGNMENT, among, lanes_of, start_of, store
 from fgrl.types import compute_dtype
 
 _BYTES_PER_WARP = 1024  # of one tensor in the type of the computation: eight fp32 tokens a thread
-_MEAN, _LEAVE_ONE_OUT, _NONE = (tl.constexpr(place) for place in range(3))  # baselines, and so scales:
+_MEAN, _LEAVE_ONE_OUT, _NONE = (tl.constexpr(index) for index in range(3))  # baselines, and so scales:
 _GROUP, _BATCH = tl.constexpr(0), tl.constexpr(1)
 # Rows of the statistics of each sequence, fp64.
 _VALID, _COUNT, _TOTAL, _SQUARES, _LEAST, _POSITION, _NORM = (tl.constexpr(row) for row in range(7))

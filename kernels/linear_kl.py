@@ -38,9 +38,9 @@ def _log_prob(
     logits = tl.load(logits_ptr + columns, mask=columns < stride, other=0.0)  # [BLOCK]
     if bias_ptr is not None:
         logits += tl.load(bias_ptr + columns, mask=columns < vocabulary, other=0.0).to(logits.dtype)
-    z, cap_grad = _scale(logits, inverse_temperature, softcap, HAS_SOFTCAP)
+    z, softcap_grad = _scale(logits, inverse_temperature, softcap, HAS_SOFTCAP)
     value = tl.where(columns < vocabulary, z - shift - log_sum, float("-inf"))
-    return value, tl.exp(value), cap_grad
+    return value, tl.exp(value), softcap_grad
 
 
 @triton.jit
@@ -78,8 +78,8 @@ def _kl_statistics_fwd_kernel(
 ):
     """The divergence of one part of one row, and the sum that the student's gradient needs."""
     row, part = tl.program_id(0) // parts, tl.program_id(0) % parts
-    plane = tl.num_programs(0)
-    rows = plane // parts
+    size = tl.num_programs(0)
+    rows = size // parts
     student_ptr += row.to(tl.int64) * student_stride
     teacher_ptr += row.to(tl.int64) * teacher_stride
     normalizers_ptr += row
@@ -130,9 +130,9 @@ def _kl_statistics_fwd_kernel(
         divergence = beta * teacher + (1.0 - beta) * student
     else:
         divergence = student + teacher
-    place = part * rows + row
-    tl.store(statistics_ptr + place, divergence)
-    tl.store(statistics_ptr + plane + place, student)
+    position = part * rows + row
+    tl.store(statistics_ptr + position, divergence)
+    tl.store(statistics_ptr + size + position, student)
 
 
 @triton.jit(do_not_specialize=["vocabulary", "rows"])
@@ -166,7 +166,7 @@ def _kl_gradient_bwd_kernel(
     normalizers_ptr += row
     dtype: tl.constexpr = student_ptr.dtype.element_ty
     beta = tl.full([], beta, dtype)
-    log_p, p, cap_grad = _log_prob(
+    log_p, p, softcap_grad = _log_prob(
         student_ptr,
         bias_ptr,
         columns,
@@ -198,7 +198,9 @@ def _kl_gradient_bwd_kernel(
     else:
         grad = tl.where(p > 0, (1.0 - beta) * p * (log_p - _log_mixture(p, q, beta) - of_student), 0.0)
     tl.store(
-        out_ptr + row.to(tl.int64) * student_stride + columns, grad * scale * cap_grad, mask=columns < student_stride
+        out_ptr + row.to(tl.int64) * student_stride + columns,
+        grad * scale * softcap_grad,
+        mask=columns < student_stride,
     )
 
 

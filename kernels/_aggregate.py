@@ -1,8 +1,8 @@
 """How the losses of tokens become one number (`fgrl.reference.ppo_loss.aggregate_tokens`), deterministically.
 
 A loss kernel works on flat blocks of tokens, whatever the sequences, and each of its programs writes partial sums;
-`_finish_fwd_kernel` adds them in order. The one aggregation in which sequences weigh on tokens, seq-mean-token-mean,
-needs to know beforehand how many tokens of each are valid: `_count_tokens_fwd_kernel` counts them, in integers.
+`_finish_fwd_kernel` adds them in order. Only in seq-mean-token-mean does the weight of a token depend on its sequence:
+`_count_tokens_fwd_kernel` first counts the valid tokens of each, in integers.
 """
 
 from __future__ import annotations
@@ -74,12 +74,12 @@ class Aggregation:
         partial: Tensor,
         dtype: torch.dtype,
         coefficients: tuple[float, ...],
-        has_greatest: bool,
+        has_max: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Loss, statistics and scale from `partial [statistics, programs]`, in fp64.
 
         The rows are those of the statistics: a sum for each of `coefficients`, which are aggregated as the loss is and
-        make it up; sums that are averaged over the valid tokens; the greatest of something, if `has_greatest`; and the
+        make it up; sums that are averaged over the valid tokens; the maximum of something, if `has_max`; and the
         number of valid tokens. A coefficient of 0 leaves a part out of the loss, whatever it is.
         """
         statistics, columns = partial.shape
@@ -99,7 +99,7 @@ class Aggregation:
             IS_TOKEN_MEAN=self._kind == TOKEN_MEAN,
             STATISTICS=statistics,
             PARTS=len(coefficients),
-            HAS_GREATEST=has_greatest,
+            HAS_MAX=has_max,
             HAS_DENOMINATOR=self._denominator > 0,
             ROWS=triton.next_power_of_2(statistics),
             BLOCK=min(self._block, 256),
@@ -140,8 +140,8 @@ def token_weights(weights, start, size, length, DTYPE: tl.constexpr, BLOCK: tl.c
 
 
 @triton.jit
-def greater(one, other):
-    """The greater of two, NaN if one is."""
+def larger(one, other):
+    """The larger of two, NaN if one is."""
     return tl.where((one > other) | (one != one), one, other)
 
 
@@ -189,7 +189,7 @@ def _finish_fwd_kernel(
     IS_TOKEN_MEAN: tl.constexpr,
     STATISTICS: tl.constexpr,
     PARTS: tl.constexpr,
-    HAS_GREATEST: tl.constexpr,
+    HAS_MAX: tl.constexpr,
     HAS_DENOMINATOR: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -198,14 +198,14 @@ def _finish_fwd_kernel(
     HAS_NORMALIZER: tl.constexpr = normalizer_ptr is not None
     HAS_COUNTS: tl.constexpr = counts_ptr is not None
     rows = tl.arange(0, ROWS)
-    is_greatest = HAS_GREATEST & (rows == STATISTICS - 2)
+    is_max = HAS_MAX & (rows == STATISTICS - 2)
     partial = tl.zeros([ROWS, BLOCK], tl.float64)
     for start in range(0, columns, BLOCK):
         lanes = start + tl.arange(0, BLOCK)
         inside = (rows[:, None] < STATISTICS) & (lanes < columns)[None, :]
         values = tl.load(partial_ptr + rows[:, None] * columns + lanes[None, :], mask=inside, other=0)
-        partial = tl.where(is_greatest[:, None], greater(values, partial), partial + values)
-    totals = tl.where(is_greatest, tl.reduce(partial, 1, greater), tl.sum(partial, 1))  # [ROWS]
+        partial = tl.where(is_max[:, None], larger(values, partial), partial + values)
+    totals = tl.where(is_max, tl.reduce(partial, 1, larger), tl.sum(partial, 1))  # [ROWS]
     count = tl.maximum(tl.sum(tl.where(rows == STATISTICS - 1, totals, 0.0), 0), 1.0)
 
     if HAS_NORMALIZER:
@@ -225,7 +225,7 @@ def _finish_fwd_kernel(
         divisor = tl.full([], 1.0, tl.float64)
 
     is_part = rows < PARTS
-    is_mean = rows < STATISTICS - 1 - HAS_GREATEST
+    is_mean = rows < STATISTICS - 1 - HAS_MAX
     stats = tl.where(is_part, totals / divisor, tl.where(is_mean, totals / count, totals))
     first = tl.full([], first, tl.float64)
     second = tl.full([], second, tl.float64)

@@ -11,8 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fgrl.kernels._aggregate import BLOCK, WARPS, Aggregation, greater, programs, token_weights
-from fgrl.kernels._blocks import load_block, store_block, store_sums
+from fgrl.kernels._aggregate import BLOCK, WARPS, Aggregation, larger, programs, token_weights
+from fgrl.kernels._blocks import load_block, store_block, store_sums, total
 from fgrl.kernels._kl import kl_value
 from fgrl.kernels._launch import FUSION, Case, flags, flat, on_device
 from fgrl.kernels._policy import (
@@ -181,20 +181,20 @@ def _ppo_loss_fwd_kernel(
         log_ratios += log_ratio
         ratio = tl.where(valid, ratio, 0.0)
         ratios += ratio
-        max_ratio = greater(ratio, max_ratio)
+        max_ratio = larger(ratio, max_ratio)
         count += valid.to(tl.int32)
         start += programs * BLOCK
     store_sums(
         partial_ptr,
         (
-            tl.sum(policy, 0),
-            tl.sum(kl, 0),
-            tl.sum(bonus, 0),
+            total(policy),
+            total(kl),
+            total(bonus),
             tl.sum(clip_count, 0),
             tl.sum(dual_clip_count, 0),
-            -tl.sum(log_ratios, 0),
-            tl.sum(ratios, 0),
-            tl.reduce(max_ratio, 0, greater),
+            -total(log_ratios),
+            total(ratios),
+            tl.reduce(max_ratio, 0, larger),
             tl.sum(count, 0),
         ),
     )
@@ -315,7 +315,7 @@ def ppo_loss(
             num_warps=WARPS,
             **FUSION,
         )
-        loss, stats, scale = aggregator.finish(partial, dtype, (1.0, kl_coef, -entropy_coef), has_greatest=True)
+        loss, stats, scale = aggregator.finish(partial, dtype, (1.0, kl_coef, -entropy_coef), has_max=True)
     return loss, stats, scale, logprobs_grad, entropy_grad
 
 

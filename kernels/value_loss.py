@@ -134,7 +134,7 @@ def value_loss(
             num_warps=WARPS,
             **FUSION,
         )
-        loss, stats, scale = aggregator.finish(partial, dtype, (1.0,), has_greatest=False)
+        loss, stats, scale = aggregator.finish(partial, dtype, (1.0,), has_max=False)
     return loss, stats, scale, values_grad
 
 

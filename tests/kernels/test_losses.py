@@ -156,7 +156,7 @@ def test_inputs_that_flatten_without_a_copy_and_stay_strided(
 
 
 @pytest.mark.parametrize("name", ["logprobs", "old_logprobs"])
-def test_a_nan_at_a_valid_token_reaches_the_greatest_ratio(name: str, device: torch.device) -> None:
+def test_a_nan_at_a_valid_token_reaches_the_max_ratio(name: str, device: torch.device) -> None:
     inputs = {key: tensor.to(device) for key, tensor in losses.draw_ppo((1, 3 * BLOCK)).items()}
     inputs[name][0, BLOCK + 5] = float("nan")
     loss, stats = fgrl.ops.ppo_loss(**inputs)
@@ -171,3 +171,13 @@ def test_a_value_mean_near_zero_is_as_exact_as_its_values(device: torch.device) 
     stats = fgrl.ops.value_loss(values, None, values + 1, clip=None).stats
     expected = values.double().mean()
     torch.testing.assert_close(stats["value_mean"].double(), expected, rtol=1e-6, atol=0)
+
+
+def test_a_kl_near_zero_is_as_exact_as_its_terms(device: torch.device) -> None:
+    """Log-ratios that cancel, as of a policy that has hardly moved."""
+    old = torch.randn(1, 700)
+    old = torch.cat([old, 1e-4 - old.flip(1)], 1).to(device)
+    logprobs = torch.zeros_like(old)
+    stats = fgrl.ops.ppo_loss(logprobs, old, logprobs, ref_logprobs=old, config=PPOLossConfig(kl_estimator="k1")).stats
+    torch.testing.assert_close(stats["approx_kl"].double(), old.double().mean(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(stats["kl"].double(), -old.double().mean(), rtol=1e-6, atol=0)

@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fgrl.kernels._advantages import _after, _first
+from fgrl.kernels._advantages import _after, _first_lane
 from fgrl.kernels._launch import FUSION, Case, flags, flat, on_device
 from fgrl.kernels._sequences import ALIGNMENT, among, lanes_of, start_of, store
 from fgrl.types import compute_dtype
@@ -345,7 +345,7 @@ def _group_advantages_fwd_kernel(
             decays = tl.where(ends, discount, tl.full([], 1.0, DTYPE))
             decays, gains = tl.associative_scan((decays, gains), 0, _after, reverse=True)
             returns = gains + decays * following
-            following = _first(returns)
+            following = _first_lane(returns)
         store(advantages_ptr, start, tl.where(valid, returns + outcome, 0.0), first, beyond)
         start -= BLOCK
 

@@ -9,7 +9,34 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fgrl.models.adapters import unwrapped
+from fgrl.models.probe import input_device, ordinary_ids, rounding, undisturbed
+
 _HALVES = (torch.bfloat16, torch.float16)
+
+
+def check_causal_lm(model: Any, name: str) -> None:
+    """Raise ValueError where `model` is no causal LM: it cannot generate, has an encoder, or sees later tokens.
+
+    The last is asked of the model itself: a decoder such as RoBERTa's attends to both sides unless its configuration
+    says `is_decoder`, and its log-probabilities would then be those of tokens it has seen.
+    """
+    inner = unwrapped(model)
+    wanted = "it must be a causal language model"
+    if getattr(inner.config, "is_encoder_decoder", False):
+        raise ValueError(f"{name} is a {type(inner).__name__}, an encoder and a decoder; {wanted}")
+    if not getattr(inner, "can_generate", lambda: hasattr(inner, "generate"))():
+        raise ValueError(f"{name} is a {type(inner).__name__}, which cannot generate; {wanted}")
+    first, second, third, other = ordinary_ids(inner, 4)
+    ids = torch.tensor([[first, second, third], [first, second, other]], device=input_device(inner))
+    with undisturbed(model):
+        logits = model(input_ids=ids).logits
+    one, changed = logits[:, :-1].double()
+    if (one - changed).abs().max() > 8 * rounding(logits, *model.parameters()) * one.abs().max():
+        raise ValueError(
+            f"{name} is a {type(inner).__name__} whose logits depend on later tokens; it must attend to earlier ones "
+            "only (is_decoder=True in its configuration)"
+        )
 
 
 def check_trainable(model: Any, name: str) -> None:

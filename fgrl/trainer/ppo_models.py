@@ -17,6 +17,7 @@ from fgrl.models.loading import resolve_dtype, set_dropout
 from fgrl.trainer.model_checks import (
     adapter_layers,
     check_apart,
+    check_causal_lm,
     check_peft_model,
     check_trainable,
     trained_parameters,
@@ -53,6 +54,7 @@ def prepare_models(
     """
     check_supported(args, peft_config)
     policy = _policy(model, args)
+    check_causal_lm(policy, "model")
     if peft_config is not None and adapter_layers(policy):
         raise ValueError("model has adapters and peft_config is given; it must be one or the other")
     value = _value_model(value_model, policy, args)
@@ -141,6 +143,7 @@ def _value_model(value_model: Any, policy: Any, args: FineGrainedPPOConfig) -> V
 def _reference(ref_model: Any, policy: Any, args: FineGrainedPPOConfig) -> nn.Module:
     if isinstance(ref_model, nn.Module):
         _refuse_dtype("ref_model", "ref_dtype", args)
+        check_causal_lm(ref_model, "ref_model")
         return ref_model
     if ref_model is not None:
         return load_causal_lm(ref_model, trainable=False, dtype=args.ref_dtype)

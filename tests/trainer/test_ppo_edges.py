@@ -435,6 +435,50 @@ def test_models_of_the_wrong_kind_are_refused(make_trainer: Any, tiny_causal_lm:
         make_trainer().predict(prompts)
 
 
+_TINY = {
+    "vocab_size": 400,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+}
+_T5 = {"vocab_size": 400, "d_model": 32, "d_ff": 64, "num_layers": 1, "num_heads": 2, "d_kv": 16}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "options", "message"),
+    [
+        ("LlamaModel", _TINY, "LlamaModel, which cannot generate"),
+        ("LlamaForSequenceClassification", _TINY, "LlamaForSequenceClassification, which cannot generate"),
+        ("RobertaForMaskedLM", _TINY, "RobertaForMaskedLM, which cannot generate"),
+        ("T5ForConditionalGeneration", _T5, "T5ForConditionalGeneration, an encoder and a decoder"),
+        ("RobertaForCausalLM", _TINY, "RobertaForCausalLM whose logits depend on later tokens"),
+        ("BertLMHeadModel", _TINY, "BertLMHeadModel whose logits depend on later tokens"),
+    ],
+)
+@pytest.mark.parametrize("role", ["model", "ref_model"])
+def test_models_that_are_no_causal_lm_are_refused(
+    make_trainer: Any, tiny_causal_lm: Any, role: str, architecture: str, options: dict[str, int], message: str
+) -> None:
+    made = getattr(transformers, architecture)
+    model = made(made.config_class(**options, pad_token_id=0))
+    value_model = ValueModel.from_backbone(copy.deepcopy(tiny_causal_lm))
+    with pytest.raises(ValueError, match=f"^{role} is a {message}; it must "):
+        make_trainer({"kl_coef": 0.1}, value_model=value_model, **{role: model})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_decoder_made_from_an_encoder_is_a_causal_lm(dtype: torch.dtype) -> None:
+    from fgrl.trainer.model_checks import check_causal_lm
+
+    options = {**_TINY, "pad_token_id": 0, "initializer_range": 0.3}
+    decoder = transformers.RobertaForCausalLM(transformers.RobertaConfig(**options, is_decoder=True))
+    check_causal_lm(decoder.to(dtype), "model")
+    encoder = transformers.RobertaForCausalLM(transformers.RobertaConfig(**options))
+    with pytest.raises(ValueError, match="later tokens"):
+        check_causal_lm(encoder.to(dtype), "model")
+
+
 def test_running_means_weigh_and_maxima_keep_the_largest() -> None:
     class OneProcess:
         @staticmethod

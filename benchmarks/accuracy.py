@@ -39,7 +39,7 @@ def results(op: Op, run: Run, inputs: Inputs) -> Results:
     if op.gradients:
         first = outputs[0]
         assert first is not None, "the output with the gradient is missing"
-        first.backward(leaves.get("slope"))
+        first.backward(leaves.get("output_grad"))
         found |= {f"gradient of {name}": leaves[name].grad for name in op.gradients}
     return found
 

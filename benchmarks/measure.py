@@ -219,7 +219,7 @@ class Stopwatch:
 
 def _backward(outputs: tuple[Tensor | None, ...], inputs: Inputs) -> None:
     assert outputs[0] is not None
-    outputs[0].backward(inputs.get("slope"))
+    outputs[0].backward(inputs.get("output_grad"))
 
 
 def percentiles(times: list[float]) -> dict[str, float]:

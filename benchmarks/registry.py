@@ -85,7 +85,7 @@ class Op:
         make: the inputs of a shape on a device, always the same.
         call: `call(fgrl.ops, inputs)` runs the op, and with `fgrl.reference` the specification.
         floor: bytes and operations for inputs of a shape.
-        gradients: the inputs that get a gradient, that of the first output, weighted by `inputs["slope"]` if there.
+        gradients: the inputs that get a gradient: of the first output, weighted by `inputs["output_grad"]` if any.
         eager: plain PyTorch as people write it, where that is not the reference itself.
         peers: name -> what returns the peer's function for such inputs, or raises `Unavailable`.
         not_compiled: why torch.compile is not tried on a shape; "" where it is.

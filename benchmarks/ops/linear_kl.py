@@ -27,7 +27,7 @@ def make(shape: Shape, device: torch.device) -> Inputs:
         noise = scale * torch.randn(tensor.shape, generator=generator)
         inputs[f"teacher_{name}"] = (0.8 * tensor.float().cpu() + 0.6 * noise).to(device, shape.dtype)
     inputs["tokens"] = inputs["mask"].sum()
-    del inputs["slope"]
+    del inputs["output_grad"]
     return inputs
 
 

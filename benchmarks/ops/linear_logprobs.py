@@ -18,10 +18,10 @@ SMOLLM2, QWEN3 = (576, 49152), (2048, 151936)
 def make(shape: Shape, device: torch.device) -> Inputs:
     """Hidden states as wide as a normalised layer's, so that logits spread as a model's do."""
     generator = torch.Generator().manual_seed(0)
-    inputs = rollouts(shape, device, "slope")
-    layout, width = inputs["slope"].shape, shape.hidden
+    inputs = rollouts(shape, device, "output_grad")
+    layout, width = inputs["output_grad"].shape, shape.hidden
     weight = 2 * torch.randn(shape.vocab, width, generator=generator) / width**0.5
-    inputs["slope"] = inputs["slope"].float()
+    inputs["output_grad"] = inputs["output_grad"].float()
     inputs["hidden"] = torch.randn(*layout, width, generator=generator).to(device, shape.dtype)
     inputs["weight"] = weight.to(device, shape.dtype)
     inputs["targets"] = torch.randint(shape.vocab, layout, generator=generator).to(device)
@@ -34,7 +34,7 @@ def call(ops: Any, inputs: Inputs) -> Outputs:
 
 def eager(inputs: Inputs) -> Outputs:
     tensors = (inputs[name] for name in ("hidden", "weight", "targets", "mask"))
-    return (from_logits(*tensors, inputs["slope"].dtype),)
+    return (from_logits(*tensors, inputs["output_grad"].dtype),)
 
 
 def from_logits(hidden: Tensor, weight: Tensor, targets: Tensor, mask: Tensor, dtype: torch.dtype) -> Tensor:

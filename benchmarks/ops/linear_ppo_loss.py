@@ -27,7 +27,7 @@ def make(shape: Shape, device: torch.device) -> Inputs:
     inputs["sequence_advantages"] = torch.randn(len(old), generator=generator).to(device)
     inputs["advantages"] = inputs["sequence_advantages"][:, None].expand(old.shape).contiguous()
     inputs["tokens"] = mask.sum()
-    del inputs["slope"]
+    del inputs["output_grad"]
     return inputs
 
 

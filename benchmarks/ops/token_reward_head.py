@@ -22,7 +22,7 @@ def make(shape: Shape, device: torch.device) -> Inputs:
         "weight": (torch.randn(width, generator=generator) / width**0.5).to(shape.dtype),
         "bias": torch.zeros((), dtype=shape.dtype),
         "norm_weight": (1 + 0.1 * torch.randn(width, generator=generator)).to(shape.dtype),
-        "slope": torch.randn(tokens, generator=generator),
+        "output_grad": torch.randn(tokens, generator=generator),
     }
     return move(inputs, device)
 
@@ -35,12 +35,12 @@ def call(ops: Any, inputs: Inputs) -> Outputs:
 def eager(inputs: Inputs) -> Outputs:
     """A norm and a linear layer, as a reward model without the op has them."""
     hidden = F.rms_norm(inputs["hidden"], inputs["norm_weight"].shape, inputs["norm_weight"], EPS)
-    return (F.linear(hidden, inputs["weight"][None], inputs["bias"][None])[:, 0].to(inputs["slope"].dtype),)
+    return (F.linear(hidden, inputs["weight"][None], inputs["bias"][None])[:, 0].to(inputs["output_grad"].dtype),)
 
 
 def floor(inputs: Inputs) -> Floor:
-    hidden, slope = nbytes(inputs["hidden"]), nbytes(inputs["slope"])
-    return Floor(hidden + slope, 2 * hidden + slope)  # the gradient needs the states again, and writes as many
+    hidden, grad = nbytes(inputs["hidden"]), nbytes(inputs["output_grad"])
+    return Floor(hidden + grad, 2 * hidden + grad)  # the gradient needs the states again, and writes as many
 
 
 OP = Op(

@@ -54,17 +54,17 @@ class Pieces {
 };
 
 // What the blocks of a loss add up to, in the order of the op's statistics: PARTS sums that are aggregated as the loss
-// is, then others that are averaged over the valid tokens, then, if there is one, the greatest of something, and last
+// is, then others that are averaged over the valid tokens, then, if there is one, the max of something, and last
 // the number of valid tokens.
-template <int PARTS, int MEANS, bool HAS_GREATEST>
+template <int PARTS, int MEANS, bool HAS_MAX>
 struct Totals {
-  static constexpr int COUNT = PARTS + MEANS + HAS_GREATEST, SIZE = COUNT + 1;
+  static constexpr int COUNT = PARTS + MEANS + HAS_MAX, SIZE = COUNT + 1;
   double values[SIZE] = {};
 
   void add(const Totals& other) {
     for (int i = 0; i < SIZE; ++i) {
       const double value = other.values[i];
-      if (HAS_GREATEST && i == PARTS + MEANS) {
+      if (HAS_MAX && i == PARTS + MEANS) {
         if (value > values[i] || value != value) values[i] = value;
       } else {
         values[i] += value;

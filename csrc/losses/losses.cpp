@@ -252,9 +252,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> edit_preference_loss(
       for (size_t k : {0, 1}) {
         const EditSide<T>& side = sides[k];
         if (side.rewards_grad == nullptr) continue;
-        const double slope = (k == 0 ? -pull : pull) / static_cast<double>(std::max<int64_t>(sums[k].edited, 1));
+        const double grad = (k == 0 ? -pull : pull) / static_cast<double>(std::max<int64_t>(sums[k].edited, 1));
         FGRL_DISPATCH(edit_gradient, T)
-        (side.rewards + i * side.width, flags[k], side.width, static_cast<T>(slope), static_cast<T>(2 * penalty),
+        (side.rewards + i * side.width, flags[k], side.width, static_cast<T>(grad), static_cast<T>(2 * penalty),
          side.rewards_grad + i * side.width);
       }
     });

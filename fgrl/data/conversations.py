@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from fgrl.data.rows import check_text, kind_name
+from fgrl.data.fields import check_text, kind_name
 
 Message = dict[str, Any]
 

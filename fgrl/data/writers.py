@@ -9,8 +9,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
+from fgrl.data.fields import without_fillers
 from fgrl.data.output import json_line, publish, sync
-from fgrl.data.rows import parquet_file, require_parquet, without_fillers
+from fgrl.data.rows import parquet_file, require_parquet
 
 Record = dict[str, Any]
 

@@ -29,7 +29,7 @@ KL_ESTIMATORS: tuple[str, ...] = get_args(KLEstimator)
 def launch_with_triton(op: str, module: str) -> None:
     """Make `fgrl.kernels.<module>.<op>` the implementation of `fgrl::<op>` on GPU tensors.
 
-    In a process that interprets Triton kernels it serves CPU tensors too, in place of C++.
+    In a process that interprets Triton kernels it serves CPU tensors too, in index of C++.
     """
 
     def launch(*args: Any) -> Any:
@@ -48,22 +48,22 @@ def differentiate_through(op: str, plain: Callable[..., tuple[Tensor, ...]]) -> 
     schema = getattr(torch.ops.fgrl, op).default._schema
     count = len(schema.arguments)
     arguments = str(schema).partition("(")[2].partition(") -> ")[0]
-    slopes_of_outputs = ", ".join(f"Tensor? slope_{place}" for place in range(len(schema.returns)))
-    LIBRARY.define(f"{op}_backward({arguments}, {slopes_of_outputs}) -> Tensor[]")
+    output_grads = ", ".join(f"Tensor? grad_{index}" for index in range(len(schema.returns)))
+    LIBRARY.define(f"{op}_backward({arguments}, {output_grads}) -> Tensor[]")
 
     def backward(*args: Any) -> list[Tensor]:
-        inputs, slopes = list(args[:count]), args[count:]
-        places = _differentiable(inputs)
+        inputs, grads = list(args[:count]), args[count:]
+        indices = _differentiable(inputs)
         with torch.enable_grad():
-            for place in places:
-                inputs[place] = inputs[place].detach().requires_grad_()
+            for index in indices:
+                inputs[index] = inputs[index].detach().requires_grad_()
             outputs = plain(*inputs)
-            used = [place for place, slope in enumerate(slopes) if slope is not None and outputs[place].requires_grad]
+            used = [index for index, grad in enumerate(grads) if grad is not None and outputs[index].requires_grad]
             return list(
                 torch.autograd.grad(
-                    [outputs[place] for place in used],
-                    [inputs[place] for place in places],
-                    [slopes[place] for place in used],
+                    [outputs[index] for index in used],
+                    [inputs[index] for index in indices],
+                    [grads[index] for index in used],
                     materialize_grads=True,
                 )
             )
@@ -72,22 +72,22 @@ def differentiate_through(op: str, plain: Callable[..., tuple[Tensor, ...]]) -> 
 
     @torch.library.register_fake(f"fgrl::{op}_backward", lib=LIBRARY)
     def fake(*args: Any) -> list[Tensor]:
-        return [torch.empty_like(args[place]) for place in _differentiable(args[:count])]
+        return [torch.empty_like(args[index]) for index in _differentiable(args[:count])]
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.places = [place for place, value in enumerate(inputs) if isinstance(value, Tensor)]
+        ctx.indices = [index for index, value in enumerate(inputs) if isinstance(value, Tensor)]
         ctx.rest = [None if isinstance(value, Tensor) else value for value in inputs]
-        ctx.save_for_backward(*(inputs[place] for place in ctx.places))
+        ctx.save_for_backward(*(inputs[index] for index in ctx.indices))
 
     @once_differentiable
-    def formula(ctx: Any, *slopes: Tensor | None) -> tuple[Tensor | None, ...]:
+    def formula(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         inputs = list(ctx.rest)
-        for place, tensor in zip(ctx.places, ctx.saved_tensors, strict=True):
-            inputs[place] = tensor
-        found = getattr(torch.ops.fgrl, f"{op}_backward")(*inputs, *slopes)
+        for index, tensor in zip(ctx.indices, ctx.saved_tensors, strict=True):
+            inputs[index] = tensor
+        found = getattr(torch.ops.fgrl, f"{op}_backward")(*inputs, *grads)
         result: list[Tensor | None] = [None] * len(inputs)
-        for place, slope in zip(_differentiable(inputs), found, strict=True):
-            result[place] = slope
+        for index, grad in zip(_differentiable(inputs), found, strict=True):
+            result[index] = grad
         return tuple(result)
 
     torch.library.register_autograd(f"fgrl::{op}", formula, setup_context=setup_context, lib=LIBRARY)
@@ -104,32 +104,32 @@ def differentiate_with_outputs(op: str, *names: str) -> None:
     before it they are larger by a number of tokens, which fp16 has no room for.
     """
     operator = getattr(torch.ops.fgrl, op).default
-    inputs_at = {argument.name: place for place, argument in enumerate(operator._schema.arguments)}
-    outputs_at = {output.name: place for place, output in enumerate(operator._schema.returns)}
-    places = [(inputs_at[name], inputs_at[f"grad_{name}"], outputs_at[f"{name}_grad"]) for name in names]
+    inputs_at = {argument.name: index for index, argument in enumerate(operator._schema.arguments)}
+    outputs_at = {output.name: index for index, output in enumerate(operator._schema.returns)}
+    indices = [(inputs_at[name], inputs_at[f"grad_{name}"], outputs_at[f"{name}_grad"]) for name in names]
 
     class Loss(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, keyset: Any, *inputs: Any) -> tuple[Tensor, ...]:
             output = below_autograd(keyset, *inputs)
             needed = ctx.needs_input_grad[1:]
-            wanted = [(place, found) for place, flag, found in places if inputs[flag] and needed[place]]
+            wanted = [(index, found) for index, flag, found in indices if inputs[flag] and needed[index]]
             ctx.mark_non_differentiable(*output[1:] if wanted else output)
             ctx.set_materialize_grads(False)
             ctx.inputs = len(inputs)
-            ctx.dtypes = {place: inputs[place].dtype for place, _ in wanted}
+            ctx.dtypes = {index: inputs[index].dtype for index, _ in wanted}
             ctx.save_for_backward(output[outputs_at["scale"]], *(output[found] for _, found in wanted))
             return output
 
         @staticmethod
         @once_differentiable
-        def backward(ctx: Any, slope: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+        def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
             result: list[Tensor | None] = [None] * ctx.inputs
-            if slope is not None:
+            if grad is not None:
                 scale, *gradients = ctx.saved_tensors
-                factor = slope * scale
-                for (place, dtype), gradient in zip(ctx.dtypes.items(), gradients, strict=True):
-                    result[place] = (gradient * factor).to(dtype)
+                factor = grad * scale
+                for (index, dtype), gradient in zip(ctx.dtypes.items(), gradients, strict=True):
+                    result[index] = (gradient * factor).to(dtype)
             return (None, *result)
 
     def below_autograd(keyset: Any, *inputs: Any) -> tuple[Tensor, ...]:
@@ -145,4 +145,4 @@ def differentiate_with_outputs(op: str, *names: str) -> None:
 
 
 def _differentiable(inputs: Sequence[Any]) -> list[int]:
-    return [place for place, value in enumerate(inputs) if isinstance(value, Tensor) and value.is_floating_point()]
+    return [index for index, value in enumerate(inputs) if isinstance(value, Tensor) and value.is_floating_point()]

@@ -79,7 +79,7 @@ static void check_ppo(const Batch<T>& batch, int kl_kind, bool all) {
   });
   Wide wanted[PPOTotals::SIZE] = {};
   for (int64_t t = 0; t < batch.size; ++t) {
-    Wide slope = 0, entropy_slope = 0;
+    Wide grad = 0, entropy_token_grad = 0;
     if (batch.mask[t] != 0) {
       const Wide logp = of.logprobs[t], old = of.old_logprobs[t], advantage = of.advantages[t], v = batch.weight(t);
       const Wide ratio = std::exp(logp - old), clipped = clip(ratio, of.ratio_low, of.ratio_high);
@@ -87,23 +87,23 @@ static void check_ppo(const Batch<T>& batch, int kl_kind, bool all) {
       const bool is_clipped = -advantage * clipped > -advantage * ratio;
       const bool is_dual = advantage < 0 && -advantage * of.dual_clip < loss;
       if (is_dual) loss = -advantage * of.dual_clip;
-      slope = is_clipped || is_dual ? 0 : -advantage * ratio;
+      grad = is_clipped || is_dual ? 0 : -advantage * ratio;
       if (all) {
         const Wide importance = std::fmin(std::exp(old - of.rollout_logprobs[t]), Wide(of.importance_cap));
         const Wide d = logp - of.ref_logprobs[t];
         const Wide values[] = {d, d * d / 2, std::expm1(-d) + d, std::fabs(d)};
-        const Wide slopes[] = {1, d, -std::expm1(-d), Wide(d > 0) - Wide(d < 0)};
-        loss *= importance, slope *= importance;
-        slope += of.kl_coef * (kl_kind < 4 ? slopes[kl_kind] : ratio * d);
+        const Wide grads[] = {1, d, -std::expm1(-d), Wide(d > 0) - Wide(d < 0)};
+        loss *= importance, grad *= importance;
+        grad += of.kl_coef * (kl_kind < 4 ? grads[kl_kind] : ratio * d);
         wanted[1] += v * values[kl_kind % 4], wanted[2] += v * of.entropy[t];
-        entropy_slope = -of.entropy_coef * v;
+        entropy_token_grad = -of.entropy_coef * v;
       }
-      slope *= v, wanted[0] += v * loss;
+      grad *= v, wanted[0] += v * loss;
       wanted[3] += is_clipped, wanted[4] += is_dual, wanted[5] += old - logp, wanted[6] += ratio;
       wanted[7] = std::fmax(wanted[7], ratio), wanted[8] += 1;
     }
-    expect<T>("gradient by logprobs", t, batch.size, slope, logprobs_grad[t]);
-    if (all) expect<T>("gradient by entropy", t, batch.size, entropy_slope, entropy_grad[t]);
+    expect<T>("gradient by logprobs", t, batch.size, grad, logprobs_grad[t]);
+    if (all) expect<T>("gradient by entropy", t, batch.size, entropy_token_grad, entropy_grad[t]);
   }
   for (int i = 0; i < PPOTotals::SIZE; ++i) {
     expect<T>("ppo_loss, total", i, batch.size, wanted[i] / (1 + batch.size), totals.values[i] / (1 + batch.size));
@@ -122,16 +122,16 @@ static void check_value(const Batch<T>& batch, bool is_clipped) {
   });
   Wide wanted[ValueTotals::SIZE] = {};
   for (int64_t t = 0; t < batch.size; ++t) {
-    Wide slope = 0;
+    Wide grad = 0;
     if (batch.mask[t] != 0) {
       const Wide value = of.values[t], target = of.returns[t], v = batch.weight(t), error = value - target;
       const Wide near = is_clipped ? clip(value, of.old_values[t] - of.clip, of.old_values[t] + of.clip) : value;
       const bool greater = (near - target) * (near - target) > error * error;
-      slope = greater ? 0 : v * error;
+      grad = greater ? 0 : v * error;
       wanted[0] += v * std::fmax(error * error, (near - target) * (near - target)) / 2;
       wanted[1] += greater, wanted[2] += value, wanted[3] += target, wanted[4] += error * error, wanted[5] += 1;
     }
-    expect<T>("gradient by values", t, batch.size, slope, gradient[t]);
+    expect<T>("gradient by values", t, batch.size, grad, gradient[t]);
   }
   for (int i = 0; i < ValueTotals::SIZE; ++i) {
     expect<T>("value_loss, total", i, batch.size, wanted[i] / (1 + batch.size), totals.values[i] / (1 + batch.size));

@@ -38,10 +38,10 @@ static void check(int64_t size, bool has_bias, double softcap, std::mt19937& ran
     for (int64_t j = 0; j < size; ++j) {
       const uint32_t bits = static_cast<uint32_t>(rounded[j].bits) << 16;
       float found_grad;
-      std::memcpy(&found_slope, &bits, sizeof(bits));
-      if (std::fabs(found_slope - gradient[j]) <= 0x1.01p-8 * std::fabs(gradient[j])) continue;
+      std::memcpy(&found_grad, &bits, sizeof(bits));
+      if (std::fabs(found_grad - gradient[j]) <= 0x1.01p-8 * std::fabs(gradient[j])) continue;
       std::printf("rounded gradient %ld of %ld, isa %d: %g, not %g\n", static_cast<long>(j), static_cast<long>(size),
-                  static_cast<int>(fgrl::isa()), static_cast<double>(gradient[j]), static_cast<double>(found_slope));
+                  static_cast<int>(fgrl::isa()), static_cast<double>(gradient[j]), static_cast<double>(found_grad));
       std::exit(1);
     }
   }
@@ -59,8 +59,8 @@ static void check(int64_t size, bool has_bias, double softcap, std::mt19937& ran
   for (int64_t j = 0; j < size; ++j) {
     const long double x = z[j] - max, e = std::exp(x);
     sum += e, moment += e == 0 ? 0 : e * x;
-    const long double slope = (e == 0 ? 0 : e * (-0.3L + 0.2L * x)) + (j == target ? 0.7L : 0);
-    expect("gradient", size, slope * cap[j], gradient[j], 20 * tolerance);
+    const long double grad = (e == 0 ? 0 : e * (-0.3L + 0.2L * x)) + (j == target ? 0.7L : 0);
+    expect("gradient", size, grad * cap[j], gradient[j], 20 * tolerance);
   }
   expect("max", size, max, found.max, tolerance);
   expect("sum", size, sum, found.sum, 20 * tolerance);

@@ -110,14 +110,14 @@ static void check(int64_t rows, int64_t width, int64_t heads, bool normed, std::
       expect(close(rewards[n * heads + k], dot + b, dot_size + std::fabs(b), 0), "reward", width, heads, sizeof(E));
     }
     for (int64_t d = 0; d < width; ++d) {
-      long double slope = 0, slope_size = 0;
+      long double total = 0, grad_size = 0;
       for (int64_t k = 0; k < heads; ++k) {
         const long double part = at(grad, n * heads + k) * at(weight, k * width + d) * (normed ? at(norm, d) : 1);
-        slope += part, slope_size += std::fabs(part);
+        total += part, grad_size += std::fabs(part);
       }
       const long double h = at(hidden, n * stride + d) * inverse;
-      const long double wanted = normed ? inverse * (slope - h * projection) : slope;
-      const long double sum = inverse * (slope_size + std::fabs(h) * projection_size);
+      const long double wanted = normed ? inverse * (total - h * projection) : total;
+      const long double sum = inverse * (grad_size + std::fabs(h) * projection_size);
       expect(close(static_cast<T>(at(hidden_grad, n * width + d)), wanted, sum, ROUNDING<E>),
              "gradient of hidden", width, heads, sizeof(E));
     }

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from fgrl.data import read_pairs
 from fgrl.data.align_file import align_file
-from fgrl.data.rows import without_fillers
+from fgrl.data.fields import without_fillers
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 SCALAR = st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False) | TEXT

@@ -61,8 +61,8 @@ def tensors(result: Any) -> Iterator[Tensor]:
 def outputs_and_gradients(outputs: list[Tensor], inputs: dict[str, Any]) -> list[Tensor]:
     leaves = [value for value in inputs.values() if isinstance(value, Tensor) and value.requires_grad]
     differentiable = sum(output.square().sum() for output in outputs if output.requires_grad)
-    slopes = torch.autograd.grad(differentiable, leaves, allow_unused=True)
-    return [*(output.detach() for output in outputs), *(slope for slope in slopes if slope is not None)]
+    grads = torch.autograd.grad(differentiable, leaves, allow_unused=True)
+    return [*(output.detach() for output in outputs), *(grad for grad in grads if grad is not None)]
 
 
 @pytest.mark.parametrize("autocast", [torch.bfloat16, torch.float16], ids=str)
@@ -93,6 +93,6 @@ def test_compiled_inside_and_outside(op: str, enabled: bool) -> None:
         outputs = list(tensors(compiled(**inputs)))
     for ours, plain in zip(outputs, eager, strict=True):
         torch.testing.assert_close(ours, plain)
-    slopes, expected = (outputs_and_gradients(results, inputs)[len(eager) :] for results in (outputs, eager))
-    for ours, plain in zip(slopes, expected, strict=True):
+    grads, expected = (outputs_and_gradients(results, inputs)[len(eager) :] for results in (outputs, eager))
+    for ours, plain in zip(grads, expected, strict=True):
         assert (ours - plain).float().norm() <= 1e-2 * plain.float().norm()

@@ -57,7 +57,7 @@ def test_gradients_equal_central_differences_of_the_oracle() -> None:
     options: dict[str, Any] = {"reduction": "mean", "unchanged_weight": 0.3, "margin": 0.2}
     names = ("chosen_rewards", "rejected_rewards")
     edits = {name: inputs[name] for name in inputs if name not in names}
-    slopes = gradients(
+    grads = gradients(
         lambda **leaves: fgrl.ops.edit_preference_loss(**leaves, **edits, **options).loss,
         {name: inputs[name] for name in names},
     )[1]
@@ -67,7 +67,7 @@ def test_gradients_equal_central_differences_of_the_oracle() -> None:
             return oracle(inputs | {name: torch.as_tensor(point).reshape(inputs[name].shape)}, {}, **options)[0]
 
         expected = oracles.central_difference(loss, oracles.flat(inputs[name]))
-        torch.testing.assert_close(slopes[name].reshape(-1), torch.as_tensor(expected), rtol=1e-6, atol=1e-8)
+        torch.testing.assert_close(grads[name].reshape(-1), torch.as_tensor(expected), rtol=1e-6, atol=1e-8)
 
 
 def test_no_edits_is_a_tie() -> None:

@@ -252,9 +252,9 @@ def test_a_second_derivative_is_refused(case: Callable[..., Any]) -> None:
     """The first one has no graph of its own: better an error than a silent 0."""
     run, inputs = case(2, 3)
     leaves = [leaf(tensor) for tensor in inputs]
-    slopes = torch.autograd.grad(total(run(*leaves)), leaves, create_graph=True, allow_unused=True)
+    grads = torch.autograd.grad(total(run(*leaves)), leaves, create_graph=True, allow_unused=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
-        slopes[0].sum().backward()
+        grads[0].sum().backward()
 
 
 class WithoutFp64(TorchDispatchMode):

@@ -78,14 +78,14 @@ def test_logprobs_and_entropy_are_as_accurate_as_pytorch(
     size: tuple[int, int, int], options: dict[str, float], dtype: torch.dtype
 ) -> None:
     inputs = draw(*size, dtype)
-    slopes = torch.randn(2, size[2])
+    grads = torch.randn(2, size[2])
 
     def run(function: Any, inputs: dict[str, Tensor]) -> tuple[list[Tensor], dict[str, Tensor]]:
         outputs: list[Tensor] = []
 
         def total(**leaves: Tensor) -> Tensor:
             outputs.extend(function(**leaves, targets=inputs["targets"], **options))
-            return sum((output * slope).sum() for output, slope in zip(outputs, slopes, strict=True))
+            return sum((output * grad).sum() for output, grad in zip(outputs, grads, strict=True))
 
         found = gradients(total, {name: inputs[name] for name in TRAINED})[1]
         return [output.detach() for output in outputs], found
@@ -272,10 +272,10 @@ def test_backward_twice() -> None:
     leaves = {name: leaf(inputs[name]) for name in TRAINED}
     loss = fgrl.ops.linear_ppo_loss(**leaves, targets=inputs["targets"], **constants).loss
     first = torch.autograd.grad(loss, list(leaves.values()), retain_graph=True)
-    kept = [slope.clone() for slope in first]
+    kept = [grad.clone() for grad in first]
     second = torch.autograd.grad(loss * 3, list(leaves.values()), retain_graph=True)
-    for slope in first:
-        slope.zero_()
+    for grad in first:
+        grad.zero_()
     third = torch.autograd.grad(loss * -2, list(leaves.values()))
     for one, three, minus_two in zip(kept, second, third, strict=True):
         torch.testing.assert_close(three, 3 * one)

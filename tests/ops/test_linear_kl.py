@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import kl_oracles
 import numpy as np
-import oracles
 import pytest
 import torch
 from numerics import POISONS, assert_as_accurate, assert_equals_oracle, gradients, leaf, offsets
@@ -85,7 +85,7 @@ def test_values_are_the_oracle_s(op: str, tail: str | None, divergence: str, opt
     if op == "linear_topk_kl":
         arrays["ids"], arrays["logprobs"] = arrays.pop("teacher_ids"), arrays.pop("teacher_logprobs")
     scalars = {"beta": 0.5, **options, **case}
-    oracle = getattr(oracles, op)(**arrays, valid=MASK.tolist(), kind=divergence, **scalars)
+    oracle = getattr(kl_oracles, op)(**arrays, valid=MASK.tolist(), kind=divergence, **scalars)
     loss, kl = run(op, inputs, mask=MASK, divergence=divergence, **options, **case)
     assert_equals_oracle(kl, oracle)
     assert_equals_oracle(loss, oracle.sum() / MASK.sum().item())

@@ -61,7 +61,7 @@ def test_equals_the_oracle(size: tuple[int, int, int], options: dict[str, Any], 
 def test_gradients_equal_central_differences_of_the_oracle() -> None:
     inputs, options = draw(2, 3, 5), {"softcap": 2.0, "temperature": 0.8}
     targets = inputs.pop("targets")
-    slopes = gradients(
+    grads = gradients(
         lambda **leaves: total(fgrl.ops.linear_logprobs(**leaves, targets=targets, return_entropy=True, **options)),
         inputs,
     )[1]
@@ -76,7 +76,7 @@ def test_gradients_equal_central_differences_of_the_oracle() -> None:
     for name in inputs:
         expected = oracles.central_difference(lambda x, name=name: oracle_total(x, name), oracles.flat(inputs[name]))
         torch.testing.assert_close(
-            slopes[name].reshape(-1), torch.as_tensor(expected), rtol=1e-6, atol=1e-8, msg=lambda m, n=name: f"{n}: {m}"
+            grads[name].reshape(-1), torch.as_tensor(expected), rtol=1e-6, atol=1e-8, msg=lambda m, n=name: f"{n}: {m}"
         )
 
 
@@ -136,7 +136,7 @@ def test_nothing_under_the_mask_is_seen_or_differentiated(kind: str, poison: flo
         assert torch.equal(clean[1][name], dirty[1][name]), name
     assert (dirty[1]["hidden"][~mask] == 0).all()
     if kind == "all-masked":
-        assert all((slope == 0).all() for slope in dirty[1].values())
+        assert all((grad == 0).all() for grad in dirty[1].values())
 
 
 @pytest.mark.parametrize("bad", [2**31 - 1, -100, -(2**31)], ids=str)
@@ -222,9 +222,9 @@ def test_extreme_logits_stay_finite(scale: float) -> None:
         assert (entropy >= -1e-6).all()
         return total((logprobs, entropy))
 
-    value, slopes = gradients(run, inputs)
+    value, grads = gradients(run, inputs)
     assert torch.isfinite(value)
-    assert all(torch.isfinite(slope).all() for slope in slopes.values())
+    assert all(torch.isfinite(grad).all() for grad in grads.values())
 
 
 def test_a_banned_word_has_no_share_in_the_entropy() -> None:
@@ -273,12 +273,12 @@ def test_strided_inputs() -> None:
     """Hidden states, head, targets and bias: these two reach kernels that take them as they are."""
     inputs = draw(10, 14, 26)
     hidden, weight, targets = inputs["hidden"][::2, ::2], inputs["weight"][::2, ::2], inputs["targets"][::2]
-    bias, slope = torch.randn(26)[::2], torch.randn(5)
+    bias, grad = torch.randn(26)[::2], torch.randn(5)
 
     def results(layout: Callable[[torch.Tensor], torch.Tensor]) -> list[torch.Tensor]:
         leaves = [tensor.detach().requires_grad_() for tensor in map(layout, (hidden, weight, bias))]
         logprobs = fgrl.ops.linear_logprobs(leaves[0], leaves[1], layout(targets), bias=leaves[2])
-        return [logprobs, *torch.autograd.grad(logprobs, leaves, slope.to(logprobs.dtype))]
+        return [logprobs, *torch.autograd.grad(logprobs, leaves, grad.to(logprobs.dtype))]
 
     targets.remainder_(13)
     for strided, dense in zip(results(lambda tensor: tensor), results(torch.Tensor.contiguous), strict=True):

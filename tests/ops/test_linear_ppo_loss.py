@@ -57,9 +57,9 @@ def run(inputs: dict[str, torch.Tensor], **options: Any) -> tuple[Any, dict[str,
         results.append(fgrl.ops.linear_ppo_loss(**leaves, **constants, **options))
         return results[0].loss
 
-    slopes = gradients(loss, {name: inputs[name] for name in TRAINED})[1]
+    grads = gradients(loss, {name: inputs[name] for name in TRAINED})[1]
     assert not results[0].logprobs.requires_grad
-    return results[0], slopes
+    return results[0], grads
 
 
 def composed(inputs: dict[str, torch.Tensor], mask: torch.Tensor | None, config: PPOLossConfig) -> dict[str, Any]:
@@ -116,11 +116,11 @@ def test_equals_the_two_ops_in_a_row(aggregation: str) -> None:
         constants = {name: inputs[name] for name in PER_TOKEN}
         return fgrl.ops.ppo_loss(logprobs, **constants, mask=mask, entropy=entropy, normalizer=9, config=config).loss
 
-    result, slopes = run(inputs, mask=mask, normalizer=9, config=config, **options)
+    result, grads = run(inputs, mask=mask, normalizer=9, config=config, **options)
     loss, expected = gradients(in_a_row, {name: inputs[name] for name in TRAINED})
     torch.testing.assert_close(result.loss, loss)
     for name in TRAINED:
-        torch.testing.assert_close(slopes[name], expected[name], msg=name)
+        torch.testing.assert_close(grads[name], expected[name], msg=name)
 
 
 def test_gradients_in_float64() -> None:
@@ -166,10 +166,10 @@ def test_on_policy() -> None:
     inputs = draw((2, 3))
     inputs["old_logprobs"] = None
     del inputs["rollout_logprobs"]
-    result, slopes = run(inputs)
+    result, grads = run(inputs)
     torch.testing.assert_close(result.loss, -inputs["advantages"].mean())
     assert result.stats["ratio_max"] == 1
-    assert float(slopes["hidden"].abs().sum()) > 0
+    assert float(grads["hidden"].abs().sum()) > 0
 
 
 @pytest.mark.parametrize("poison", POISONS.values(), ids=POISONS)
@@ -190,7 +190,7 @@ def test_nothing_under_the_mask_is_seen_or_differentiated(kind: str, poison: flo
     assert (dirty[1]["hidden"][~mask] == 0).all()
     if kind == "all-masked":
         assert dirty[0].loss == 0
-        assert all((slope == 0).all() for slope in dirty[1].values())
+        assert all((grad == 0).all() for grad in dirty[1].values())
 
 
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
@@ -223,10 +223,10 @@ def test_micro_batches_with_a_global_normalizer_add_up_to_one_big_batch(aggregat
     sums = {name: torch.zeros_like(inputs[name]) for name in TRAINED}
     for rows in (slice(0, 1), slice(1, 4), slice(4, 6)):
         part = {name: x if name in ("weight", "bias") else x[rows] for name, x in inputs.items()}
-        slopes = run(part, mask=mask[rows], normalizer=count, config=config)[1]
-        sums["hidden"][rows] += slopes["hidden"]
-        sums["weight"] += slopes["weight"]
-        sums["bias"] += slopes["bias"]
+        grads = run(part, mask=mask[rows], normalizer=count, config=config)[1]
+        sums["hidden"][rows] += grads["hidden"]
+        sums["weight"] += grads["weight"]
+        sums["bias"] += grads["bias"]
     for name in TRAINED:
         torch.testing.assert_close(sums[name], whole[1][name], msg=name)
 

@@ -34,16 +34,16 @@ def test_nothing_under_the_mask_is_seen_or_differentiated(aggregation: str, kind
             results.append(fgrl.ops.ppo_loss(**leaves, **constants, mask=mask, config=config))
             return results[0].loss
 
-        slopes = gradients(loss, {name: tensors[name] for name in ("logprobs", "entropy")})[1]
-        return results[0], slopes
+        grads = gradients(loss, {name: tensors[name] for name in ("logprobs", "entropy")})[1]
+        return results[0], grads
 
-    clean, clean_slopes = run(inputs)
-    dirty, dirty_slopes = run({name: poisoned(tensor, mask, poison) for name, tensor in inputs.items()})
+    clean, clean_grads = run(inputs)
+    dirty, dirty_grads = run({name: poisoned(tensor, mask, poison) for name, tensor in inputs.items()})
     assert torch.equal(clean.loss, dirty.loss)
     assert clean.stats == dirty.stats
-    for name, slope in dirty_slopes.items():
-        assert torch.equal(slope, clean_slopes[name]), name
-        assert (slope[~mask] == 0).all(), name
+    for name, grad in dirty_grads.items():
+        assert torch.equal(grad, clean_grads[name]), name
+        assert (grad[~mask] == 0).all(), name
     if kind == "all-masked":
         assert dirty.loss == 0
         assert all(value == 0 for value in dirty.stats.values())
@@ -161,11 +161,11 @@ def test_low_precision_inputs(dtype: torch.dtype) -> None:
 
     def run(tensors: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         constants = {name: tensor for name, tensor in tensors.items() if name not in ("logprobs", "entropy")}
-        value, slopes = gradients(
+        value, grads = gradients(
             lambda logprobs: fgrl.ops.ppo_loss(logprobs, **constants, mask=mask, config=config).loss,
             {"logprobs": tensors["logprobs"]},
         )
-        return value, slopes["logprobs"]
+        return value, grads["logprobs"]
 
     def eager(logprobs: torch.Tensor) -> torch.Tensor:
         ratio = (logprobs - inputs["old_logprobs"]).exp()

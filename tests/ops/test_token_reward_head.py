@@ -131,12 +131,12 @@ def test_only_gradients_that_are_needed(frozen: tuple[str, ...], normed: bool) -
 @pytest.mark.parametrize("optional", [(), ("bias",), ("bias", "norm_weight")], ids=str)
 def test_more_heads_than_one_call_takes(optional: tuple[str, ...]) -> None:
     inputs = {name: tensor for name, tensor in draw((5,), 20, 70).items() if name in ("hidden", "weight", *optional)}
-    outputs, slopes = gradients(lambda **leaves: fgrl.ops.token_reward_head(**leaves).sin().sum(), inputs)
+    outputs, grads = gradients(lambda **leaves: fgrl.ops.token_reward_head(**leaves).sin().sum(), inputs)
     with fgrl.use_backend("reference"):
-        expected, expected_slopes = gradients(lambda **leaves: fgrl.ops.token_reward_head(**leaves).sin().sum(), inputs)
+        expected, expected_grads = gradients(lambda **leaves: fgrl.ops.token_reward_head(**leaves).sin().sum(), inputs)
     torch.testing.assert_close(outputs, expected)
     for name in inputs:
-        torch.testing.assert_close(slopes[name], expected_slopes[name])
+        torch.testing.assert_close(grads[name], expected_grads[name])
 
 
 def test_what_is_not_finite_stays_in_its_row(each_backend: None) -> None:
@@ -152,14 +152,14 @@ def test_what_is_not_finite_stays_in_its_row(each_backend: None) -> None:
     grad = torch.ones(9, 2)
     grad[4] = 0
     rewards.backward(grad)
-    slopes = {name: tensor.grad for name, tensor in leaves.items()}
-    assert slopes["hidden"] is not None
-    assert slopes["hidden"][others].isfinite().all()
-    assert slopes["hidden"][4].isnan().all()
-    assert slopes["weight"] is not None
-    assert slopes["weight"].isnan().any()
-    assert slopes["bias"] is not None
-    assert slopes["bias"].tolist() == [8.0, 8.0]
+    grads = {name: tensor.grad for name, tensor in leaves.items()}
+    assert grads["hidden"] is not None
+    assert grads["hidden"][others].isfinite().all()
+    assert grads["hidden"][4].isnan().all()
+    assert grads["weight"] is not None
+    assert grads["weight"].isnan().any()
+    assert grads["bias"] is not None
+    assert grads["bias"].tolist() == [8.0, 8.0]
 
 
 @pytest.mark.parametrize("normed", [False, True], ids=["plain", "RMSNorm"])
@@ -189,7 +189,7 @@ def test_strided_rows() -> None:
 
 def test_an_oracle_by_central_differences() -> None:
     inputs = {name: tensor.double() for name, tensor in draw((2,), 3, None).items()}
-    slopes = gradients(lambda **leaves: fgrl.ops.token_reward_head(**leaves).sin().sum(), inputs)[1]
+    grads = gradients(lambda **leaves: fgrl.ops.token_reward_head(**leaves).sin().sum(), inputs)[1]
 
     def total(point, name: str) -> float:
         now = inputs | {name: torch.as_tensor(point).reshape(inputs[name].shape)}
@@ -203,7 +203,7 @@ def test_an_oracle_by_central_differences() -> None:
 
     for name in inputs:
         expected = oracles.central_difference(lambda point, name=name: total(point, name), oracles.flat(inputs[name]))
-        torch.testing.assert_close(slopes[name].reshape(-1), torch.as_tensor(expected), rtol=1e-6, atol=1e-8)
+        torch.testing.assert_close(grads[name].reshape(-1), torch.as_tensor(expected), rtol=1e-6, atol=1e-8)
 
 
 @pytest.mark.parametrize("normed", [False, True], ids=["plain", "RMSNorm"])

@@ -49,7 +49,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=integer(1), default=8, help="rows scored at once (default: 8)")
     parser.add_argument("--device", help="default: cuda where there is one, else cpu")
     parser.add_argument(
-        "--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto", help="of weights"
+        "--dtype",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        default="auto",
+        help="of weights (default: auto, that of the checkpoint)",
     )
     parser.add_argument("--attn-implementation", default="auto", help='"auto" (default) or a name of transformers')
 

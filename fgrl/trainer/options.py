@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,13 +25,14 @@ REFUSED_ACCELERATE: Refusals = {
 
 
 def check_options(args: TrainingArguments, refused: Refusals, refused_accelerate: Refusals) -> None:
-    """Raise ValueError for an option of transformers or accelerate that the trainer cannot honour.
+    """Raise ValueError for an option that the trainer, or the optimizer, cannot honour.
 
     Args:
         args: the options, after their own `__post_init__`.
         refused: options of `args`, next to those that both trainers refuse.
         refused_accelerate: options of `args.accelerator_config`, likewise.
     """
+    _check_numbers(args)
     for name, (allowed, reason) in {**REFUSED, **refused}.items():
         _check(name, getattr(args, name, allowed[0]), allowed, reason)
     for name, (allowed, reason) in {**REFUSED_ACCELERATE, **refused_accelerate}.items():
@@ -41,6 +43,19 @@ def check_options(args: TrainingArguments, refused: Refusals, refused_accelerate
             f"accelerator_config.gradient_accumulation_kwargs has num_steps={steps}; it must be left out: set "
             "gradient_accumulation_steps"
         )
+
+
+def _check_numbers(args: TrainingArguments) -> None:
+    """A NaN passes every comparison of a range; what AdamW cannot use, it would refuse with a sentence of its own."""
+    for name, value in vars(args).items():
+        if isinstance(value, float) and math.isnan(value):
+            raise ValueError(f"{name} is nan; it must be a number")
+    for name in ("learning_rate", "weight_decay", "adam_epsilon"):
+        if not 0 <= getattr(args, name) < math.inf:
+            raise ValueError(f"{name} is {getattr(args, name)}; it must be a finite number of at least 0")
+    for name in ("adam_beta1", "adam_beta2"):
+        if not 0 <= getattr(args, name) < 1:
+            raise ValueError(f"{name} is {getattr(args, name)}; it must be at least 0 and below 1")
 
 
 def check_dtype(name: str, dtype: str | None) -> None:

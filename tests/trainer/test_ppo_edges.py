@@ -13,7 +13,7 @@ import torch
 
 transformers = pytest.importorskip("transformers")
 
-from fgrl import FineGrainedPPOConfig, FineGrainedPPOTrainer, TokenRewardModel, ValueModel  # noqa: E402
+from fgrl import FineGrainedPPOConfig, FineGrainedPPOTrainer, TokenRewardConfig, TokenRewardModel, ValueModel  # noqa: E402
 from fgrl.trainer.ppo_metrics import RunningMeans  # noqa: E402
 
 
@@ -397,6 +397,31 @@ def test_a_vocabulary_smaller_than_the_tokenizers_is_refused(
 def test_options_that_cannot_work_are_refused_at_once(make_trainer: Any, config: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_trainer(config)
+
+
+_NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("learning_rate", _NAN, "nan; it must be a number"),
+        ("max_grad_norm", _NAN, "nan; it must be a number"),
+        ("weight_decay", float("inf"), "inf; it must be a finite number of at least 0"),
+        ("adam_epsilon", -1.0, "-1.0; it must be a finite number of at least 0"),
+        ("adam_beta1", 1.0, "1.0; it must be at least 0 and below 1"),
+        ("adam_beta2", -0.1, "-0.1; it must be at least 0 and below 1"),
+        ("reward_kl_coef", _NAN, "nan; it must be a number"),
+        ("value_learning_rate", _NAN, "nan; it must be a number"),
+        ("unchanged_weight", _NAN, "nan; it must be a number"),
+    ],
+)
+def test_numbers_that_no_run_can_use_are_refused(tmp_path: Path, option: str, value: float, message: str) -> None:
+    configs = [config for config in (FineGrainedPPOConfig, TokenRewardConfig) if option in config.__dataclass_fields__]
+    assert configs
+    for config in configs:
+        with pytest.raises(ValueError, match=f"^{option} is {message}"):
+            config(str(tmp_path), **{option: value})
 
 
 def test_prompts_come_in_their_own_order_where_that_is_asked_for(make_trainer: Any) -> None:

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from fgrl.data import EditedPair, PairReader
 from fgrl.data.conversations import check_prompt, check_tools, split_response
-from fgrl.data.fields import check_text, find_field, missing_field
-from fgrl.data.rows import OnError, Row, RowReader, encode_rows
+from fgrl.data.fields import Row, check_text, find_field, missing_field
+from fgrl.data.rows import OnError, RowReader, encode_rows
 
 if TYPE_CHECKING:
     from fgrl.data import EncodedPair, PairEncoder

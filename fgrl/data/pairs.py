@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from fgrl.data.conversations import Message, check_prompt, check_tools, join_turns, split_response
-from fgrl.data.fields import check_columns, check_text, find_field, kind_name, missing_field
-from fgrl.data.rows import OnError, Row, RowReader
+from fgrl.data.fields import Row, check_columns, check_text, find_field, kind_name, missing_field
+from fgrl.data.rows import OnError, RowReader
 
 _ALIASES: dict[str, tuple[str, ...]] = {
     "prompt": ("question",),

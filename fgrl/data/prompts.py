@@ -8,8 +8,8 @@ from itertools import islice
 from typing import Any
 
 from fgrl.data.conversations import Message, check_prompt, check_tools
-from fgrl.data.fields import check_columns, find_field, missing_field
-from fgrl.data.rows import OnError, Row, RowReader, encode_rows
+from fgrl.data.fields import Row, check_columns, find_field, missing_field
+from fgrl.data.rows import OnError, RowReader, encode_rows
 
 Prompt = str | list[Message]
 _ALIASES = ("question",)

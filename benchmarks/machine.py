@@ -16,6 +16,7 @@ import torch
 from benchmarks import peers, timing
 
 _COPY_BYTES = {"cpu": 256 << 20, "cuda": 1 << 30}
+_SMALL_MATRIX = 256
 _MATRIX = {"cpu": 2048, "cuda": 8192}
 _UNKNOWN_CACHE = 32 << 20
 
@@ -60,10 +61,18 @@ def copy_rate(device: torch.device) -> float:
 
 @cache
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations a second of a large square product."""
-    size = _MATRIX[device.type]
-    a = torch.randn(size, size, device=device).to(dtype)
-    return 2 * size**3 / _best(lambda: a @ a, device)
+    """Floating-point operations a second of a large square product.
+
+    Less large where a product would take over a second: bf16 on a CPU without instructions for it is that slow.
+    """
+    size, rate = _SMALL_MATRIX, 0.0
+    while True:
+        a = torch.randn(size, size, device=device).to(dtype)
+        rate = 2 * size**3 / _best(lambda a=a: a @ a, device)
+        larger = min(2 * size, _MATRIX[device.type])
+        if larger == size or 2 * larger**3 > rate:
+            return rate
+        size = larger
 
 
 def ceilings(device: torch.device, dtypes: set[torch.dtype]) -> dict[str, Any]:

@@ -13,11 +13,12 @@ import pytest
 
 import fgrl
 from fgrl import extension
+from fgrl.extension import interprets_kernels
 
 
 def cpu_capabilities() -> list[str]:
     """The instruction sets C++ ops can run on here; where there are none, one that stands for what runs instead."""
-    best = extension.cpu_capability()
+    best = None if interprets_kernels() else extension.cpu_capability()
     names = extension.CPU_CAPABILITIES
     return ["default"] if best is None else list(names[: names.index(best) + 1])
 
@@ -29,9 +30,12 @@ def each_cpu_capability(request: Any) -> Iterator[str]:
         yield request.param
 
 
-@pytest.fixture(params=[*cpu_capabilities(), "reference"])
+@pytest.fixture(params=[*cpu_capabilities(), *([] if interprets_kernels() else ["reference"])])
 def each_backend(request: Any) -> Iterator[None]:
-    """On what a user gets here, with each instruction set, and on the specification, which has to hold by itself."""
+    """On what a user gets here, with each instruction set, and on the specification, which has to hold by itself.
+
+    Where Triton kernels are interpreted they are what a user gets; the rest is for the process that interprets none.
+    """
     if request.param == "reference":
         with fgrl.use_backend("reference"):
             yield

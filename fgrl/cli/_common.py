@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -11,7 +12,16 @@ from typing import Any, NoReturn
 from fgrl.cli._errors import UsageError
 from fgrl.cli._progress import progress
 
-__all__ = ["OptionParser", "UsageError", "add_common_arguments", "apply_config", "parse_columns", "progress", "require"]
+__all__ = [
+    "OptionParser",
+    "Renamed",
+    "UsageError",
+    "add_common_arguments",
+    "apply_config",
+    "parse_columns",
+    "progress",
+    "require",
+]
 
 
 class OptionParser(argparse.ArgumentParser):
@@ -41,6 +51,20 @@ class _Repeatable(argparse.Action):
         setattr(namespace, self.dest, [values] if earlier is self.default else [*earlier, values])
 
 
+class Renamed(argparse.Action):
+    """The old name of an option; its `dest` is that of the new one."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: Any = None
+    ) -> None:
+        self.warn()
+        setattr(namespace, self.dest, values)
+
+    def warn(self) -> None:
+        """Say on stderr what the option is called now."""
+        print(f"fgrl: {self.option_strings[0]} is deprecated; use --{self.dest.replace('_', '-')}", file=sys.stderr)
+
+
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     """Add `--config`, `--quiet` and `--traceback` to a subcommand."""
     parser.add_argument(
@@ -62,13 +86,20 @@ def apply_config(arguments: Sequence[str], parser: argparse.ArgumentParser) -> N
     path = _config_path(arguments)
     if path is None:
         return
-    actions = {action.dest: action for action in parser._actions if action.dest != "help"}
+    actions = {
+        name.removeprefix("--").replace("-", "_"): action
+        for action in parser._actions
+        if action.dest != "help"
+        for name in (action.option_strings or [action.dest])
+    }
     for key, value in _read_yaml(path).items():
         action = actions.get(str(key).replace("-", "_"))
         if action is None:
-            known = ", ".join(sorted(name for name in actions if name not in ("config", "traceback")))
+            known = ", ".join(sorted({action.dest for action in actions.values()} - {"config", "traceback"}))
             raise UsageError(f"{path}: {key!r} is not an option of {parser.prog}; it must be one of {known}")
         parser.set_defaults(**{action.dest: _convert(path, str(key), value, action)})
+        if isinstance(action, Renamed):
+            action.warn()
         action.required = False
         if not action.option_strings:
             action.nargs = "?"

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from fgrl.cli._common import UsageError
+from fgrl.cli._common import Renamed, UsageError
 from fgrl.cli._numbers import integer
 from fgrl.cli._settings import parse_settings
 from fgrl.data.output import check_outputs
@@ -31,13 +31,7 @@ RENAMED = {  # flag -> field of the configuration, where the names differ
 
 def add_deprecated(group: argparse._ArgumentGroup, old: str, new: str, **options: Any) -> None:
     """Accept the option `old` as `new` for one release, with a warning on stderr; help does not show it."""
-
-    class Renamed(argparse.Action):
-        def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
-            print(f"fgrl: {old} is deprecated; use {new}", file=sys.stderr)
-            setattr(namespace, new.removeprefix("--").replace("-", "_"), values)
-
-    group.add_argument(old, action=Renamed, dest=argparse.SUPPRESS, help=argparse.SUPPRESS, **options)
+    group.add_argument(old, action=Renamed, dest=new[2:].replace("-", "_"), help=argparse.SUPPRESS, **options)
 
 
 def add_run_arguments(parser: argparse.ArgumentParser, config_name: str) -> argparse._ArgumentGroup:

@@ -217,7 +217,10 @@ def test_bad_rows_stop_it_or_are_counted(
 ) -> None:
     source = write(tmp_path / "rows.jsonl", [ROWS[0], {"prompt": "nothing else"}, ROWS[1]])
     assert score(source, "--model", reward_model) == 2
-    assert "line 2: field 'response', or 'original' and 'edited', is missing" in capsys.readouterr().err
+    assert (
+        "line 2: field 'response' is missing; it must be one of the row's, which are 'prompt'"
+        in capsys.readouterr().err
+    )
     assert score(source, "--model", reward_model, "--on-error", "skip") == 0
     shown = capsys.readouterr().err
     assert "scored 2 rows" in shown

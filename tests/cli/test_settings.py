@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
+from pathlib import Path
 from typing import Any, Literal, Optional
 
 import pytest
 
 pytest.importorskip("yaml")
 
-from fgrl.cli._common import UsageError
+from fgrl.cli import build_parser
+from fgrl.cli._common import UsageError, apply_config
 from fgrl.cli._settings import parse_settings
 
 
@@ -109,3 +111,15 @@ def test_a_value_that_the_field_cannot_hold(setting: str, message: str) -> None:
 def test_dashes_and_the_last_of_several() -> None:
     assert parse_settings(["count=1", " count=2"], Config) == {"count": 2}
     assert parse_settings(None, Config) == {}
+
+
+def test_an_old_name_in_a_configuration_file_is_the_new_option(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "ppo.yaml"
+    config.write_text("kl-coef: 0.25\n", encoding="utf-8")
+    _, parser = build_parser("train-ppo")
+    assert parser is not None
+    apply_config(["train-ppo", "--config", str(config)], parser)
+    assert parser.get_default("reward_kl_coef") == 0.25
+    assert "--kl-coef is deprecated; use --reward-kl-coef" in capsys.readouterr().err

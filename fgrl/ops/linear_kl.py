@@ -101,7 +101,7 @@ def linear_kl(
         >>> loss, kl = fgrl.ops.linear_kl(student, torch.eye(4, 2), teacher, torch.eye(4, 3), divergence="forward")
         >>> loss.backward()
         >>> kl, student.grad
-        (tensor([0.0892]), tensor([[-0.0475, -0.0475]]))
+        (tensor([0.0628]), tensor([[-0.0469, -0.0469]]))
     """
     check_head("", hidden, weight, bias, softcap)
     check_head("teacher_", teacher_hidden, teacher_weight, teacher_bias, teacher_softcap)

@@ -13,6 +13,7 @@ from fgrl.models.adapters import unwrapped
 from fgrl.models.probe import input_device, ordinary_ids, rounding, undisturbed
 
 _HALVES = (torch.bfloat16, torch.float16)
+_CAUSAL_LM = "it must be a causal language model"
 
 
 def check_causal_lm(model: Any, name: str) -> None:
@@ -22,11 +23,10 @@ def check_causal_lm(model: Any, name: str) -> None:
     says `is_decoder`, and its log-probabilities would then be those of tokens it has seen.
     """
     inner = unwrapped(model)
-    wanted = "it must be a causal language model"
     if getattr(inner.config, "is_encoder_decoder", False):
-        raise ValueError(f"{name} is a {type(inner).__name__}, an encoder and a decoder; {wanted}")
+        raise ValueError(f"{name} is a {type(inner).__name__}, an encoder and a decoder; {_CAUSAL_LM}")
     if not getattr(inner, "can_generate", lambda: hasattr(inner, "generate"))():
-        raise ValueError(f"{name} is a {type(inner).__name__}, which cannot generate; {wanted}")
+        raise ValueError(f"{name} is a {type(inner).__name__}, which cannot generate; {_CAUSAL_LM}")
     first, second, third, other = ordinary_ids(inner, 4)
     ids = torch.tensor([[first, second, third], [first, second, other]], device=input_device(inner))
     with undisturbed(model):

@@ -46,10 +46,10 @@ def test_an_unknown_instruction_set_is_refused() -> None:
 @pytest.mark.skipif(extension.cpu_capability() in (None, "default"), reason="there is one instruction set here")
 def test_instruction_sets_differ_and_each_is_the_same_everywhere() -> None:
     """Sums are taken in another order, so some bits differ: the limit reaches the ops."""
-    hidden, weight = torch.randn(64, 999), torch.randn(999) / 999**0.5
-    best = fgrl.ops.token_reward_head(hidden, weight)
+    inputs = torch.randn(64, 32), torch.randn(999, 32), torch.randint(999, (64,))
+    best = fgrl.ops.linear_logprobs(*inputs)
     with extension.limit_cpu_capability("default"):
-        plain = fgrl.ops.token_reward_head(hidden, weight)
-        assert torch.equal(plain, fgrl.ops.token_reward_head(hidden, weight))
+        plain = fgrl.ops.linear_logprobs(*inputs)
+        assert torch.equal(plain, fgrl.ops.linear_logprobs(*inputs))
     assert not torch.equal(plain, best)
     torch.testing.assert_close(plain, best, rtol=1e-5, atol=1e-5)

@@ -73,12 +73,12 @@ def test_a_bad_option_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_the_kl_controller_moves_the_coefficient_towards_its_target() -> None:
-    controller, args = KLController(10.0), SimpleNamespace(kl_coef=1.0)
+    controller, args = KLController(10.0), SimpleNamespace(reward_kl_coef=1.0)
     moved = []
     for kl in (0.0, 9.9, 10.0, 10.5, 30.0):
-        before = args.kl_coef
+        before = args.reward_kl_coef
         controller.on_log(args, None, None, logs={"kl_per_sequence": kl})
-        moved.append(args.kl_coef / before)
+        moved.append(args.reward_kl_coef / before)
     assert moved == pytest.approx([0.95, 0.99, 1.0, 1.05, 1.2])
     controller.on_log(args, None, None, logs={"loss": 1.0})  # not the log of a rollout
     assert len(controller.coefficients) == 5

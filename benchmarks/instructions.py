@@ -85,9 +85,7 @@ def main(arguments: list[str] | None = None) -> int:
         before = committed["counts"].get(name)
         print(f"{name:45} {now:12d}" + (f"  {100 * (now / before - 1):+.2f} %" if before else ""))
     if args.update:
-        from fgrl.data.output import write_text
-
-        write_text(BASELINE, json.dumps({"compiler": version(), "counts": counts}, indent=1) + "\n")
+        BASELINE.write_text(json.dumps({"compiler": version(), "counts": counts}, indent=1) + "\n", encoding="utf-8")
         return 0
     if (theirs := committed.get("compiler")) != version():
         print(f"not judged: the committed counts are of {theirs}, these of {version()}")

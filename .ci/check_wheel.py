@@ -13,7 +13,9 @@ UNSTABLE = re.compile(r"_Z\w*?(N[KVO]*(2at|3c10|5torch)|T[VIS]N(2at|3c10|5torch)
 PYTHON = {
     "PyByteArray_FromStringAndSize",
     "PyErr_Clear",
+    "PyErr_Format",
     "PyErr_Occurred",
+    "PyExc_ValueError",
     "PyList_GetItem",
     "PyList_Size",
     "PyList_Type",
@@ -23,6 +25,9 @@ PYTHON = {
     "PyTuple_GetItem",
     "PyTuple_Size",
     "PyTuple_Type",
+    "PyType_GetFlags",
+    "PyUnicode_CompareWithASCIIString",
+    "PyUnicode_FromString",
     "Py_BuildValue",
     "_Py_NoneStruct",
 }

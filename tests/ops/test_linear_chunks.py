@@ -363,7 +363,8 @@ def test_operators_keep_their_promises_to_pytorch(wants: bool) -> None:
     torch.library.opcheck(torch.ops.fgrl.linear_logprobs.default, linear)
     torch.library.opcheck(torch.ops.fgrl.linear_logprobs.default, (*linear[:-2], 2, torch.bfloat16))
     old, advantages = constants["old_logprobs"], constants["advantages"]
-    options = (None, None, None, None, 0.0, 0, 0.2, 0.2, float("inf"), 0.0, 0, 0.1, float("inf"))
+    cu_seqlens = torch.tensor([0, 2, 6], dtype=torch.int32)  # GSPO, the loss below, needs sequences
+    options = (None, None, None, cu_seqlens, 0.0, 0, 0.2, 0.2, float("inf"), 0.0, 0, 0.1, float("inf"))
     loss_options = (1, 1.0, 1.05, 0.0, 0, False)
     options = (*options, *loss_options, [wants] * 3)
     torch.library.opcheck(torch.ops.fgrl.linear_ppo_loss.default, (*linear, old, advantages, *options))

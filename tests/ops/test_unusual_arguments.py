@@ -41,7 +41,8 @@ def test_what_is_no_sequence_of_token_ids_is_named(sequence: Any) -> None:
 
 @pytest.mark.parametrize(("words", "width"), [(0, 3), (4, 0)], ids=["no words", "no columns"])
 def test_a_head_that_is_empty_is_named(words: int, width: int) -> None:
-    with pytest.raises(ValueError, match=rf"^weight has shape \[{words}, {width}\]; it must have at least one word"):
+    message = rf"^weight has shape \[{words}, {width}\]; it must have at least one row and one column"
+    with pytest.raises(ValueError, match=message):
         fgrl.ops.linear_logprobs(torch.zeros(0, width), torch.zeros(words, width), torch.zeros(0, dtype=torch.long))
 
 

@@ -163,3 +163,11 @@ def test_edit_preference_loss(
         options |= {f"{side}_mask": mask, f"{side}_edits": torch.rand(pairs, width) < edit_rate}
         inputs |= rewards
     losses.assert_right("edit_preference_loss", inputs, CPU, **options)
+
+
+@pytest.mark.parametrize("level", ["sequence", "geometric"])
+@pytest.mark.parametrize("shape", [(3, 17), (4, 300)], ids=str)
+def test_importance_of_sequences_is_as_accurate(shape: tuple[int, int], level: str) -> None:
+    config = PPOLossConfig(importance_cap=2.0, importance_level=level)  # type: ignore[arg-type]
+    inputs = losses.draw_ppo(shape)
+    losses.assert_right("ppo_loss", inputs, torch.device("cpu"), config=config, mask=make_mask("holes", shape))

@@ -33,7 +33,7 @@ class Pieces {
 
   Pieces(const Weighting<T>& weighting, int64_t begin_, int64_t end_)
       : begin(begin_), end(begin_), weighting_(weighting), last_(end_) {
-    if (!weighting.weights.empty()) sequence_ = weighting.sequences.at(begin_);
+    if (begin_ < end_ && !weighting.weights.empty()) sequence_ = weighting.sequences.at(begin_);
   }
 
   bool next() {

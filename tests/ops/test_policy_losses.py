@@ -55,6 +55,23 @@ def test_clips(loss: str, clip: tuple[float, float], dual_clip: float | None) ->
     check_ppo(inputs, make_mask("holes", (8, 9)), config)
 
 
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+@pytest.mark.parametrize("loss", POLICY_LOSSES)
+def test_sequences_without_tokens(loss: str, aggregation: str) -> None:
+    config = everything(loss, kl_estimator="k3+", aggregation=aggregation, importance_level="sequence")
+    for shape in ((0, 0), (3, 0), (0, 5)):
+        check_ppo(draw(shape), torch.ones(shape), config)
+    for cu_seqlens in ([0], [0, 0], [0, 0, 4, 4, 7, 7]):
+        inputs = draw((cu_seqlens[-1],))
+        inputs["logprobs"].requires_grad_()
+        result = fgrl.ops.ppo_loss(**inputs, cu_seqlens=torch.tensor(cu_seqlens), config=config)
+        assert result.loss.isfinite()
+        assert result.stats["tokens"] == cu_seqlens[-1]
+        result.loss.backward()
+        assert inputs["logprobs"].grad is not None
+        assert inputs["logprobs"].grad.isfinite().all()
+
+
 @pytest.mark.parametrize("taus", [(1.0, 1.05), (5.0, 0.3)], ids=str)
 def test_temperatures_of_sapo(taus: tuple[float, float]) -> None:
     check_ppo(draw((4, 9)), None, PPOLossConfig(loss="sapo", tau_positive=taus[0], tau_negative=taus[1]))

@@ -280,23 +280,27 @@ def linear_logprobs(
     temperature: float = 1.0,
     softcap: float | None = None,
     valid: Sequence[bool] | None = None,
+    support: Sequence[Sequence[int]] | None = None,
 ) -> tuple[Array, Array]:
-    """`hidden [N, D]`, `weight [V, D]` -> log-probability of the target and entropy, in nats, each `[N]`."""
+    """`hidden [N, D]`, `weight [V, D]` -> log-probability of the target and entropy, in nats, each `[N]`.
+
+    Over the tokens that `support` lists for each row, or all.
+    """
     logprobs, entropies = np.zeros(hidden.shape[0]), np.zeros(hidden.shape[0])
     for n in range(hidden.shape[0]):
         if valid is not None and not valid[n]:
             continue
-        logits = []
-        for v in range(weight.shape[0]):
+        logits = {}
+        for v in range(weight.shape[0]) if support is None else support[n]:
             logit = math.fsum(float(h) * float(w) for h, w in zip(hidden[n], weight[v], strict=True))
             logit += 0.0 if bias is None else float(bias[v])
             if softcap is not None:
                 logit = softcap * math.tanh(logit / softcap)
-            logits.append(logit / temperature)
-        top = max(logits)
-        log_normalizer = top + math.log(math.fsum(math.exp(x - top) for x in logits))
+            logits[v] = logit / temperature
+        top = max(logits.values())
+        log_normalizer = top + math.log(math.fsum(math.exp(x - top) for x in logits.values()))
         logprobs[n] = logits[targets[n]] - log_normalizer
-        entropies[n] = -math.fsum(math.exp(x - log_normalizer) * (x - log_normalizer) for x in logits)
+        entropies[n] = -math.fsum(math.exp(x - log_normalizer) * (x - log_normalizer) for x in logits.values())
     return logprobs, entropies
 
 

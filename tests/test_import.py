@@ -33,7 +33,7 @@ SIGNATURES = {
     "value_loss": "(values, old_values, returns, mask=None, *, clip=0.2, normalizer=None, cu_seqlens=None, "
     "aggregation='token-mean')",
     "linear_logprobs": "(hidden, weight, targets, *, bias=None, temperature=1.0, softcap=None, mask=None, "
-    "return_entropy=False, process_group=None, chunk_tokens=None)",
+    "return_entropy=False, support_ids=None, process_group=None, chunk_tokens=None)",
     "linear_ppo_loss": "(hidden, weight, targets, old_logprobs, advantages, mask=None, *, bias=None, temperature=1.0, "
     "softcap=None, ref_logprobs=None, rollout_logprobs=None, normalizer=None, cu_seqlens=None, "
     "config=PPOLossConfig(), process_group=None, chunk_tokens=None)",

@@ -72,6 +72,29 @@ def check_vocabulary(name: str, ids: Tensor, weight: Tensor, mask: Tensor | None
     return shard
 
 
+def check_support(
+    support_ids: Tensor, weight: Tensor, targets: Tensor, mask: Tensor | None, shard: Tensor | None
+) -> None:
+    """Check the tokens that a sampler had kept, `[*targets.shape, K]`; `shard` is what `vocabulary_shard` says."""
+    if not isinstance(support_ids, Tensor) or support_ids.ndim != targets.ndim + 1 or support_ids.shape[-1] == 0:
+        shape = list(support_ids.shape) if isinstance(support_ids, Tensor) else f"none, a {type(support_ids).__name__}"
+        raise ValueError(f"support_ids has shape {shape}; it must be {[*targets.shape, 'K']} with K of at least 1")
+    _checks.check_shape("support_ids", support_ids, (*targets.shape, support_ids.shape[-1]), "targets but for K")
+    _checks.check_device("support_ids", support_ids, "targets", targets)
+    if support_ids.dtype not in (torch.int32, torch.int64):
+        raise ValueError(f"support_ids has dtype {support_ids.dtype}; it must be int32 or int64")
+    rows = None if mask is None else mask[..., None].expand(support_ids.shape)
+    bound = None if shard is None else shard[1]
+    whole = f"[0, {weight.shape[0]})" if shard is None else "that of all processes"
+    message = f"support_ids has ids outside the vocabulary; they must be in {whole}, or -1"
+    _values.check_range(support_ids, -1, weight.shape[0] - 1, message, mask=rows, bound=bound)
+    ordered = support_ids.sort(dim=-1).values
+    repeats = ((ordered[..., 1:] == ordered[..., :-1]) & (ordered[..., 1:] >= 0)).any(-1).int()
+    _values.check_range(repeats, 0, 0, "support_ids has an id twice in a row; it must be there once", mask=mask)
+    is_kept = (support_ids == targets[..., None]).any(-1).int()
+    _values.check_range(is_kept, 1, 1, "targets has tokens that are not in support_ids; they must be", mask=mask)
+
+
 def linear_options(
     hidden: Tensor,
     weight: Tensor,

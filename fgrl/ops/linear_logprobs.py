@@ -21,7 +21,8 @@ from fgrl.ops._linear import (
     fake_gradients,
     implement,
 )
-from fgrl.ops._linear_checks import check_linear_inputs, linear_options
+from fgrl.ops._linear_checks import check_linear_inputs, check_support, linear_options
+from fgrl.ops._support import support_logprobs
 from fgrl.types import compute_dtype
 
 INPUTS = f"Tensor hidden, Tensor weight, Tensor targets, Tensor? bias, Tensor? mask, {OPTIONS}"
@@ -44,6 +45,7 @@ def linear_logprobs(
     softcap: float | None = None,
     mask: Tensor | None = None,
     return_entropy: bool = False,
+    support_ids: Tensor | None = None,
     process_group: Any = None,
     chunk_tokens: int | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
@@ -70,6 +72,12 @@ def linear_logprobs(
         mask: shape of `targets`, bool or 0/1. Rows with mask 0 are never multiplied. Finding the others makes the
             host wait for the GPU, once for both passes; rows that are packed already and no mask do not.
         return_entropy: also return the entropy (nats) of each row's distribution.
+        support_ids: `[N, K]` or `[B, T, K]`, int32 or int64: the tokens that top-k, top-p or min-p sampling had kept at
+            each position, among them the target, none of them twice; -1 where there are fewer. The distribution is then
+            that over these tokens, which is what was sampled from: the ratio of two policies is the importance weight
+            where both have the support of the one that sampled ("Keep Sampling Mask" of DeepSeek-V3.2, arXiv
+            2512.02556). There is no `top_p=`: the support of the policy in training moves, and may lose the target.
+            K vocabulary rows are gathered and multiplied for each token instead of all V.
         process_group: the processes over which the vocabulary is split (tensor parallelism). `weight` and `bias` are
             then this process's vocabulary rows, those of lower ranks before them, of any number; all else is the same
             on each.
@@ -91,6 +99,8 @@ def linear_logprobs(
         tensor([-2.0794, -2.0794])
     """
     shard = check_linear_inputs(hidden, weight, targets, bias, temperature, softcap, mask, process_group, chunk_tokens)
+    if support_ids is not None:
+        check_support(support_ids, weight, targets, mask, shard)
     if backend.resolve("linear_logprobs", hidden.device) == "reference":
         return backend.reference("linear_logprobs", hidden.device)(
             hidden,
@@ -101,11 +111,15 @@ def linear_logprobs(
             softcap=softcap,
             mask=mask,
             return_entropy=return_entropy,
+            support_ids=support_ids,
             process_group=process_group,
             chunk_tokens=chunk_tokens,
         )
     options = linear_options(hidden, weight, bias, temperature, softcap, shard, process_group, chunk_tokens)
-    logprobs, entropy, *_ = torch.ops.fgrl.linear_logprobs(hidden, weight, targets, bias, mask, *options)
+    if support_ids is None:
+        logprobs, entropy, *_ = torch.ops.fgrl.linear_logprobs(hidden, weight, targets, bias, mask, *options)
+    else:
+        logprobs, entropy = support_logprobs(hidden, weight, targets, support_ids, bias, mask, *options)
     return (logprobs, entropy) if return_entropy else logprobs
 
 

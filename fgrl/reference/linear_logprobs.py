@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ def linear_logprobs(
     softcap: float | None = None,
     mask: Tensor | None = None,
     return_entropy: bool = False,
+    support_ids: Tensor | None = None,
     process_group: Any = None,
     chunk_tokens: int | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
@@ -31,12 +33,15 @@ def linear_logprobs(
         logp    = z_target - logsumexp(z)
         entropy = logsumexp(z) - sum softmax(z) * z
 
+    With `support_ids` z is -inf for all other tokens.
     Rows under a false mask are never multiplied. A head that is split over `process_group` is put together first.
     """
     weight = gather_shards(weight, process_group)
     bias = None if bias is None else gather_shards(bias, process_group)
     valid = as_mask(mask, targets)
     log_softmax = valid_log_softmax(hidden, weight, valid, bias=bias, temperature=temperature, softcap=softcap)
+    if support_ids is not None:
+        log_softmax = _within(log_softmax, support_ids[valid].long())
     logprobs = target_logprobs(log_softmax, targets, valid)
     return (logprobs, entropies(log_softmax, valid)) if return_entropy else logprobs
 
@@ -52,6 +57,12 @@ def valid_log_softmax(
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
     return torch.log_softmax(logits / temperature, dim=-1)
+
+
+def _within(log_softmax: Tensor, ids: Tensor) -> Tensor:
+    """`log_softmax [M, V]` of the tokens in `ids [M, K]` alone, where -1 is none."""
+    is_kept = torch.zeros_like(log_softmax, dtype=torch.int32).scatter_add(1, ids.clamp(min=0), (ids >= 0).int()) > 0
+    return torch.log_softmax(log_softmax.masked_fill(~is_kept, -math.inf), dim=-1)
 
 
 def target_logprobs(log_softmax: Tensor, targets: Tensor, valid: Tensor) -> Tensor:

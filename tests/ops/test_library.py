@@ -91,6 +91,17 @@ def run_linear_logprobs(batch: int, length: int) -> tuple[Callable[..., Any], li
     return run, [torch.randn(batch, length, 8), torch.randn(33, 8), torch.randn(33)]
 
 
+def run_linear_support_logprobs(batch: int, length: int) -> tuple[Callable[..., Any], list[Tensor]]:
+    support, mask = torch.rand(batch, length, 33).topk(5).indices, torch.rand(batch, length) < 0.7
+
+    def run(hidden: Tensor, weight: Tensor, bias: Tensor) -> Any:
+        return fgrl.ops.linear_logprobs(
+            hidden, weight, support[..., 2], bias=bias, mask=mask, softcap=9.0, return_entropy=True, support_ids=support
+        )
+
+    return run, [torch.randn(batch, length, 8), torch.randn(33, 8), torch.randn(33)]
+
+
 def run_linear_ppo_loss(batch: int, length: int) -> tuple[Callable[..., Any], list[Tensor]]:
     targets, mask = torch.randint(33, (batch, length)), torch.rand(batch, length) < 0.7
     old, advantages, ref = rows(batch, length, 3)
@@ -134,11 +145,14 @@ CASES = [
     run_edit_preference_loss,
     run_token_reward_head,
     run_linear_logprobs,
+    run_linear_support_logprobs,
     run_linear_ppo_loss,
     run_linear_kl,
     run_linear_topk_kl,
 ]
-FUSED = [case for case in CASES if backend.resolve(case.__name__.removeprefix("run_"), CPU) != "reference"]
+# An op of two operators is named by one of them.
+OPS = {case: case.__name__.removeprefix("run_").replace("linear_support", "linear") for case in CASES}
+FUSED = [case for case in CASES if backend.resolve(OPS[case], CPU) != "reference"]
 
 
 def name(case: Callable[..., Any]) -> str:
@@ -165,7 +179,7 @@ def test_compiles_to_one_graph_and_not_again_for_another_length(case: Callable[.
         return graph.forward
 
     operator = name(case)
-    if backend.resolve(operator, CPU) == "reference" and operator in ("gae", "token_advantages", "group_advantages"):
+    if backend.resolve(OPS[case], CPU) == "reference" and operator in ("gae", "token_advantages", "group_advantages"):
         pytest.skip("the reference's loop over time is unrolled for each length")
     mask = torch.ones(3, max(lengths), dtype=torch.bool)
     functions: dict[str, Callable[..., Any]] = {
@@ -177,6 +191,9 @@ def test_compiles_to_one_graph_and_not_again_for_another_length(case: Callable[.
         "value_loss": lambda x, m: fgrl.ops.value_loss(x, x.detach(), x.detach(), m).loss,
         "edit_preference_loss": lambda x, m: fgrl.ops.edit_preference_loss(x, x, m, m).loss,
         "linear_logprobs": lambda x, m: fgrl.ops.linear_logprobs(x[..., None], x[:2, :1], m.long(), mask=m),
+        "linear_support_logprobs": lambda x, m: fgrl.ops.linear_logprobs(
+            x[..., None], x[:2, :1], m.long(), mask=m, support_ids=m[..., None] + torch.tensor([0, -1])
+        ),
         "linear_ppo_loss": lambda x, m: fgrl.ops.linear_ppo_loss(x[..., None], x[:2, :1], m.long(), x, x, m).loss,
         "linear_kl": lambda x, m: fgrl.ops.linear_kl(x[..., None], x[:2, :1], x[..., None], x[:2, :1], m).loss,
         "linear_topk_kl": lambda x, m: (

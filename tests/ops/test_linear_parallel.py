@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,26 +36,43 @@ def draw(dtype: torch.dtype) -> dict[str, Tensor]:
         "old_logprobs": torch.randn(shape) - 2,
         "advantages": torch.randn(shape),
         "ref_logprobs": torch.randn(shape) - 2,
+        "teacher_hidden": torch.randn(*shape, 4, dtype=dtype),
+        "teacher_weight": torch.randn(words, 4, dtype=dtype),
     }
 
 
 def results(inputs: dict[str, Tensor], words: slice, group: Any) -> dict[str, Tensor]:
-    """Outputs of both ops, and their gradients by hidden, weight and bias, with the `words` of a process."""
+    """Outputs of the ops, and their gradients by hidden, weight and bias, with the `words` of a process."""
     found: dict[str, Tensor] = {}
     tokens = {name: inputs[name] for name in ("targets", "mask")}
     rest = {name: inputs[name] for name in ("old_logprobs", "advantages", "ref_logprobs")}
-    for op in ("linear_logprobs", "linear_ppo_loss"):
+    options: dict[str, Any] = OPTIONS | {"process_group": group}
+    # The target, its neighbour in the vocabulary, which may be another process's, and a place that is free.
+    listed = torch.stack([inputs["targets"], (inputs["targets"] + 4) % sum(SHARDS)], -1)
+    support = torch.cat([listed, torch.full_like(listed[..., :1], -1)], -1)
+    teacher = {"teacher_hidden": inputs["teacher_hidden"], "teacher_weight": inputs["teacher_weight"][words]}
+    teacher_logprobs = torch.tensor([-0.4, -1.5], dtype=inputs["hidden"].dtype).expand(listed.shape)
+
+    def weighted(outputs: tuple[Tensor, Tensor]) -> Tensor:
+        return (outputs[0] * rest["advantages"]).sum() + (outputs[1] * rest["old_logprobs"]).sum()
+
+    ops: dict[str, Callable[..., Any]] = {
+        "linear_logprobs": lambda **head: fgrl.ops.linear_logprobs(**head, **tokens, return_entropy=True),
+        "support": lambda **head: fgrl.ops.linear_logprobs(**head, **tokens, return_entropy=True, support_ids=support),
+        "linear_ppo_loss": lambda **head: fgrl.ops.linear_ppo_loss(**head, **tokens, **rest, config=CONFIG),
+        "linear_kl": lambda **head: fgrl.ops.linear_kl(**head, **teacher, mask=inputs["mask"], divergence="jsd"),
+        "linear_topk_kl": lambda **head: fgrl.ops.linear_topk_kl(
+            **head, teacher_ids=listed, teacher_logprobs=teacher_logprobs, mask=inputs["mask"]
+        ),
+    }
+    for op, call in ops.items():
         trained = {name: leaf(inputs[name][words]) for name in ("weight", "bias")} | {"hidden": leaf(inputs["hidden"])}
-        if op == "linear_logprobs":
-            outputs = fgrl.ops.linear_logprobs(**trained, **tokens, **OPTIONS, return_entropy=True, process_group=group)
-            loss = (outputs[0] * rest["advantages"]).sum() + (outputs[1] * rest["old_logprobs"]).sum()
-            found |= {"logprobs": outputs[0].detach(), "entropy": outputs[1].detach()}
-        else:
-            result = fgrl.ops.linear_ppo_loss(
-                **trained, **tokens, **rest, **OPTIONS, config=CONFIG, process_group=group
-            )
-            loss = result.loss
-            found |= {"loss": loss.detach(), **result.stats}
+        outputs = call(**trained, **options)
+        loss = outputs.loss if hasattr(outputs, "loss") else weighted(outputs)
+        numbers = {"loss": loss, **getattr(outputs, "stats", {})}
+        if not hasattr(outputs, "stats"):
+            numbers |= {str(index): output for index, output in enumerate(outputs)}
+        found |= {f"{op} {name}": number.detach() for name, number in numbers.items()}
         loss.backward()
         found |= {f"{op} {name}": tensor.grad for name, tensor in trained.items()}
     return found

@@ -5,7 +5,10 @@ PYTHON ?= python3
 WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
-REQUIREMENTS := $(filter-out requirements/peers.txt,$(wildcard requirements/*.txt))
+REQUIREMENTS := $(filter-out requirements/peers.txt requirements/integrations.txt,$(wildcard requirements/*.txt))
+# Each host of an integration has an environment of its own, outside the checkout.
+INTEGRATIONS_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/fgrl/integrations
+HOSTS := $(sort $(filter-out %.no-deps,$(basename $(notdir $(wildcard requirements/integrations/*.txt)))))
 CLANG ?= clang++
 FUZZ_SECONDS ?= 60
 FUZZ_FLAGS := -std=c++20 -O1 -g -fno-sanitize-recover=all -Icsrc
@@ -14,7 +17,7 @@ NOT_INTERPRETED := $(addprefix --ignore=tests/ops/test_,group_advantages.py line
 FUZZ_SOURCE := tests/csrc/align_edits_fuzz.cpp
 EXTENSION := setup.py pyproject.toml $(wildcard csrc/* csrc/*/*)
 
-.PHONY: demo test lint bench peers results instructions fuzz wheel clean
+.PHONY: demo test test-integrations $(HOSTS:%=test-integration-%) lint bench peers results instructions fuzz wheel clean
 
 demo: $(VENV)/.installed
 	$(BIN)/fgrl demo --out fgrl-demo
@@ -22,6 +25,12 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/python -m pytest -n $(WORKERS) tests/kernels tests/ops $(NOT_INTERPRETED)
+
+# Real packages of the hosts: `make test-integration-trl` for one of them. One that the registry no longer has is a printed skip.
+test-integrations: $(HOSTS:%=test-integration-%)
+
+$(HOSTS:%=test-integration-%): test-integration-%: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(PYTHON) tests/integrations/run.py $* $(INTEGRATIONS_CACHE)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -16,6 +16,7 @@ PACKAGES = [
     "fgrl.cli",
     "fgrl.data",
     "fgrl.demo",
+    "fgrl.integrations",
     "fgrl.kernels",
     "fgrl.models",
     "fgrl.ops",

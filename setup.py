@@ -17,6 +17,7 @@ PACKAGES = [
     "fgrl.data",
     "fgrl.demo",
     "fgrl.integrations",
+    "fgrl.integrations.verl",
     "fgrl.kernels",
     "fgrl.models",
     "fgrl.ops",

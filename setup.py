@@ -15,6 +15,7 @@ PACKAGES = [
     "fgrl",
     "fgrl.cli",
     "fgrl.data",
+    "fgrl.data.formats",
     "fgrl.demo",
     "fgrl.integrations",
     "fgrl.integrations.verl",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -114,3 +115,12 @@ def tiny_checkpoint(tiny_causal_lm: Any, tiny_tokenizer: Any, tmp_path: Path) ->
     tiny_causal_lm.save_pretrained(folder)
     tiny_tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Folder of edits by people (post-edits, corrected summaries), which `FGRL_REAL_DATA` names."""
+    folder = os.environ.get("FGRL_REAL_DATA")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("FGRL_REAL_DATA names no folder")
+    return Path(folder)

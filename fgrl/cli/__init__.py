@@ -18,6 +18,8 @@ from fgrl.cli._errors import leave_closed_pipe, user_error
 _COMMANDS = {
     "doctor": "fgrl.cli.doctor",
     "demo": "fgrl.cli.demo",
+    "import": "fgrl.cli.import_edits",
+    "export": "fgrl.cli.export_tasks",
     "align": "fgrl.cli.align",
     "train-reward": "fgrl.cli.train_reward",
     "train-ppo": "fgrl.cli.train_ppo",

@@ -13,14 +13,13 @@ from torch import Tensor
 from fgrl.data import EditedPair, PairReader
 from fgrl.data.conversations import check_prompt, check_tools, split_response
 from fgrl.data.fields import Row, check_text, find_field, missing_field
+from fgrl.data.responses import RESPONSE_NAMES
 from fgrl.data.rows import OnError, RowReader, encode_rows
 
 if TYPE_CHECKING:
     from fgrl.data import EncodedPair, PairEncoder
     from fgrl.models import TokenRewardModel
     from fgrl.trainer.reward_metrics import RewardMetrics
-
-_RESPONSE_NAMES = ("completion", "text", "answer")
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ class ResponseReader(RowReader[Response]):
         self._pairs = PairReader([], columns={key: name for key, name in self.columns.items() if key != "response"})
 
     def convert(self, row: Row, number: int) -> Response:
-        found = find_field(row, "response", _RESPONSE_NAMES, self.columns)
+        found = find_field(row, "response", RESPONSE_NAMES, self.columns)
         is_pair = find_field(row, "original", ("rejected",), self.columns) is not None
         if is_pair and "response" not in self.columns:
             return Response(self._pairs.convert(row, number), alone=False)

@@ -83,8 +83,21 @@ class RowReader(Generic[T]):
         self.errors: list[str] = []
         self._shard = (1, 0)
         self._spent = False
-        if isinstance(source, (str, os.PathLike)):
-            kind_of(source)  # an unknown suffix or a missing file is reported here, not at the first row
+        self.check_source()
+
+    def check_source(self) -> None:
+        """Report an unknown suffix or a missing file here, not at the first row."""
+        if isinstance(self.source, (str, os.PathLike)):
+            kind_of(self.source)
+
+    def iterate(self) -> Iterator[RawRow]:
+        """Every row of the source, unchecked, in order."""
+        return iterate_rows(self.source, self.wanted())
+
+    @property
+    def unit(self) -> str:
+        """What the numbers of rows count."""
+        return "line" if is_lines(self.source) else "row"
 
     @property
     def name(self) -> str:
@@ -122,7 +135,7 @@ class RowReader(Generic[T]):
                 )
             self._spent = True
         count, index = self._shard
-        for position, row in enumerate(iterate_rows(self.source, self.wanted())):
+        for position, row in enumerate(self.iterate()):
             if position % count == index:
                 yield row
 
@@ -136,8 +149,7 @@ class RowReader(Generic[T]):
 
     def fail(self, number: int, error: ValueError) -> None:
         """Treat row `number` as a bad one: raise `RowError`, or count it, as `on_error` says."""
-        unit = "line" if is_lines(self.source) else "row"
-        message = f"{self.name}, {unit} {number}: {error}"
+        message = f"{self.name}, {self.unit} {number}: {error}"
         if self.on_error == "raise":
             raise RowError(message) from error
         self.skipped += 1

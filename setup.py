@@ -18,6 +18,7 @@ PACKAGES = [
     "fgrl.data.formats",
     "fgrl.demo",
     "fgrl.integrations",
+    "fgrl.integrations.trl",
     "fgrl.integrations.verl",
     "fgrl.kernels",
     "fgrl.models",

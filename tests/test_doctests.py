@@ -17,6 +17,7 @@ MODULES = [
     "fgrl.alignment",
     "fgrl.backend",
     "fgrl.extension",
+    "fgrl.integrations._host",
     "fgrl.types",
     *[f"fgrl.{package.__name__.rpartition('.')[2]}.{module.name}" for package in (fgrl.ops, fgrl.reference)
       for module in pkgutil.iter_modules(package.__path__)],

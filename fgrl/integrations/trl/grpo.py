@@ -143,16 +143,15 @@ class FineGrainedGRPOTrainer(GRPOTrainer):
         if "tool_mask" in output:
             mask = mask & output["tool_mask"].bool()
         token_rewards, scored = self._local_token_rewards(mask.shape[1])
+        counted = (mask & scored.to(mask.device)[:, None]).to(torch.float32)  # padding turns bool into another dtype
         # Groups may be spread over processes.
-        gathered = [
-            self._gather(part.to(mask.device)) for part in (token_rewards, mask & scored.to(mask.device)[:, None])
-        ]
+        all_rewards, all_counted = self._gather(token_rewards.to(mask.device)), self._gather(counted)
         size = self.num_generations if mode == "train" else self.num_generations_eval
         advantages = group_advantages(
             None,
-            torch.arange(len(gathered[0]), device=mask.device) // size,
-            gathered[1],
-            token_rewards=gathered[0],
+            torch.arange(len(all_rewards), device=mask.device) // size,
+            all_counted,
+            token_rewards=all_rewards,
             scale=self.scale_rewards,
             gamma=self.token_gamma,
         )

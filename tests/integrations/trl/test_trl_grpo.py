@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-import statistics
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,7 @@ import pytest
 import torch
 from peft import LoraConfig
 from trl import GRPOTrainer
-from trl_task import PROMPTS, by_token, config, history, outcome, weights
+from trl_task import IDS, PROMPTS, ROLLOUT, by_token, config, expected_advantages, history, outcome, rollout, weights
 
 from fgrl import TokenRewardModel
 from fgrl.integrations.trl import FineGrainedGRPOTrainer
@@ -84,61 +87,6 @@ def test_with_token_rewards_loss_and_weights_are_trls_for_those_advantages(
     torch.testing.assert_close(weights(ours.model), weights(stock.model), rtol=1e-3, atol=2e-4)
 
 
-def expected_advantages(
-    token_rewards: list[Any],
-    masks: list[list[int]],
-    size: int,
-    *,
-    outcomes: list[float] | None = None,
-    scale: str = "group",
-    gamma: float = 1.0,
-) -> list[list[float]]:
-    """By scalar loops; None in `token_rewards`: nobody scored the completion."""
-    result = [[0.0] * len(mask) for mask in masks]
-    everything = [
-        rewards[t]
-        for rewards, mask in zip(token_rewards, masks, strict=True)
-        if rewards
-        for t, m in enumerate(mask)
-        if m
-    ]
-    for start in range(0, len(masks), size):
-        rows = range(start, start + size)
-        items = [token_rewards[i][t] for i in rows if token_rewards[i] for t, m in enumerate(masks[i]) if m]
-        of = {"group": items, "batch": everything}.get(scale, [])
-        spread = statistics.stdev(of) + 1e-6 if scale != "none" else 1.0
-        for i in rows:
-            after = 0.0
-            for t in reversed(range(len(masks[i]))):
-                if masks[i][t] and token_rewards[i]:
-                    after = (token_rewards[i][t] - statistics.mean(items)) / spread + gamma * after
-                    result[i][t] = after
-        if outcomes is not None:
-            group = [outcomes[i] for i in rows]
-            of = {"group": group, "batch": outcomes}.get(scale, [])
-            spread = statistics.stdev(of) + 1e-4 if scale != "none" else 1.0
-            for i in rows:
-                for t, valid in enumerate(masks[i]):
-                    result[i][t] += valid * (outcomes[i] - statistics.mean(group)) / spread
-    return result
-
-
-ENDS = 2  # the tiny tokenizer's end of sequence
-# Two prompts, four completions each, of different lengths; 0 in the mask: written by a tool, not by the policy.
-ROLLOUT = {
-    "prompt_ids": [[5, 6, 7]] * 4 + [[8]] * 4,
-    "completion_ids": [
-        [9, 12, 14, ENDS], [10, ENDS], [11, 13, 15, 18, 20, ENDS], [30, 31, 32, 33],
-        [40, ENDS], [41, 42, ENDS], [ENDS], [43, 45],
-    ],
-    "env_mask": [[1, 1, 1, 1], [1, 1], [1, 0, 0, 1, 1, 1], [1, 1, 1, 1], [1, 1], [1, 0, 1], [1], [1, 1]],
-}  # fmt: skip
-
-
-def rollout(prompts: Any, trainer: Any) -> dict[str, Any]:
-    return {**ROLLOUT, "logprobs": [[-1.0] * len(ids) for ids in ROLLOUT["completion_ids"]]}
-
-
 def scored(rewards: Any, model: Path, tokenizer: Any, folder: Path, **options: Any) -> tuple[Any, dict[str, Any]]:
     """The trainer and the batch it makes of `ROLLOUT`."""
     special = {name: options.pop(name) for name in ("token_gamma", "reward_processing_classes") if name in options}
@@ -161,9 +109,6 @@ def as_rows(output: dict[str, Any]) -> list[list[float]]:
 
 def masks_of(output: dict[str, Any]) -> list[list[int]]:
     return (output["completion_mask"] * output["tool_mask"]).tolist()
-
-
-IDS = ROLLOUT["completion_ids"]
 
 
 @pytest.mark.parametrize("scale", ["group", "batch", "none"])
@@ -335,6 +280,30 @@ def test_gradient_accumulation_and_checkpointing_change_nothing(
 def fixed_generation() -> tuple[Any, ...]:
     completions = ["text"] * 8
     return ROLLOUT["prompt_ids"], IDS, ROLLOUT["env_mask"], completions, None, {}, None, []
+
+
+def test_groups_spread_over_processes_are_compared_whole(
+    tiny_checkpoint: Path, tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    """Two processes hold four completions each of one group of eight; their longest completions differ."""
+    command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--nproc-per-node=2"]
+    command += ["--master-port=0", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
+    script = Path(__file__).with_name("trl_two_processes.py")
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
+    result = subprocess.run(
+        [*command, str(script), str(tiny_checkpoint), str(tmp_path)],
+        capture_output=True, text=True, check=False, env=environment,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr[:4000]
+    parts = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    lengths = {len(row) for part in parts for row in part["advantages"]}
+    assert lengths == {6, 3}
+    masks = [row + [0] * (6 - len(row)) for part in parts for row in part["mask"]]
+    expected = expected_advantages(by_token(IDS), masks, 8, outcomes=outcome(IDS))
+    for row, wanted in zip((row for part in parts for row in part["advantages"]), expected, strict=True):
+        assert row == pytest.approx(wanted[: len(row)], rel=1e-4, abs=1e-5)
+    assert parts[0]["reward"] == pytest.approx(parts[1]["reward"])
+    assert len(parts[0]["logged"]) == 8
 
 
 def test_tokens_with_reward_become_likely(tiny_checkpoint: Path, tiny_tokenizer: Any, tmp_path: Path) -> None:

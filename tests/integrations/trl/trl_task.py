@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -53,3 +54,61 @@ def history(trainer: Any) -> list[dict[str, float]]:
 
 def weights(model: torch.nn.Module) -> torch.Tensor:
     return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
+def expected_advantages(
+    token_rewards: list[Any],
+    masks: list[list[int]],
+    size: int,
+    *,
+    outcomes: list[float] | None = None,
+    scale: str = "group",
+    gamma: float = 1.0,
+) -> list[list[float]]:
+    """By scalar loops; None in `token_rewards`: nobody scored the completion."""
+    result = [[0.0] * len(mask) for mask in masks]
+    everything = [
+        rewards[t]
+        for rewards, mask in zip(token_rewards, masks, strict=True)
+        if rewards
+        for t, m in enumerate(mask)
+        if m
+    ]
+    for start in range(0, len(masks), size):
+        rows = range(start, start + size)
+        items = [token_rewards[i][t] for i in rows if token_rewards[i] for t, m in enumerate(masks[i]) if m]
+        of = {"group": items, "batch": everything}.get(scale, [])
+        spread = statistics.stdev(of) + 1e-6 if scale != "none" else 1.0
+        for i in rows:
+            after = 0.0
+            for t in reversed(range(len(masks[i]))):
+                if masks[i][t] and token_rewards[i]:
+                    after = (token_rewards[i][t] - statistics.mean(items)) / spread + gamma * after
+                    result[i][t] = after
+        if outcomes is not None:
+            group = [outcomes[i] for i in rows]
+            of = {"group": group, "batch": outcomes}.get(scale, [])
+            spread = statistics.stdev(of) + 1e-4 if scale != "none" else 1.0
+            for i in rows:
+                for t, valid in enumerate(masks[i]):
+                    result[i][t] += valid * (outcomes[i] - statistics.mean(group)) / spread
+    return result
+
+
+ENDS = 2  # the tiny tokenizer's end of sequence
+# Two prompts, four completions each, of different lengths; 0 in the mask: written by a tool, not by the policy.
+ROLLOUT = {
+    "prompt_ids": [[5, 6, 7]] * 4 + [[8]] * 4,
+    "completion_ids": [
+        [9, 12, 14, ENDS], [10, ENDS], [11, 13, 15, 18, 20, ENDS], [30, 31, 32, 33],
+        [40, ENDS], [41, 42, ENDS], [ENDS], [43, 45],
+    ],
+    "env_mask": [[1, 1, 1, 1], [1, 1], [1, 0, 0, 1, 1, 1], [1, 1, 1, 1], [1, 1], [1, 0, 1], [1], [1, 1]],
+}  # fmt: skip
+
+
+def rollout(prompts: Any, trainer: Any) -> dict[str, Any]:
+    return {**ROLLOUT, "logprobs": [[-1.0] * len(ids) for ids in ROLLOUT["completion_ids"]]}
+
+
+IDS = ROLLOUT["completion_ids"]

@@ -1,0 +1,1 @@
+"""Adapters measured inside their hosts, each in the host's own environment."""

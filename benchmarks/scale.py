@@ -16,7 +16,7 @@ from benchmarks.registry import Inputs, Op, Run, Shape, Unavailable, registry
 
 SLOWEST = 2.0  # seconds of one run past which a variant gets no further point
 EFFORT = measure.Effort(seconds=0.2, rounds=3)
-TOKEN_OPS = ("gae", "token_advantages", "whiten", "ppo_loss", "value_loss", "edit_preference_loss")
+TOKEN_OPS = ("gae", "token_advantages", "group_advantages", "whiten", "ppo_loss", "value_loss", "edit_preference_loss")
 
 
 class Axis(NamedTuple):

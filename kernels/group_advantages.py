@@ -18,16 +18,22 @@ import triton.language as tl
 from torch import Tensor
 
 from fgrl.kernels._advantages import _after, _first_lane
+from fgrl.kernels._groups import (
+    COUNT,
+    LEAST,
+    NORM,
+    POSITION,
+    SQUARES,
+    STATISTICS,
+    TOTAL,
+    VALID,
+    _group_compare_fwd_kernel,
+)
 from fgrl.kernels._launch import FUSION, Case, flags, flat, on_device
 from fgrl.kernels._sequences import ALIGNMENT, among, lanes_of, start_of, store
 from fgrl.types import compute_dtype
 
 _BYTES_PER_WARP = 1024  # of one tensor in the type of the computation: eight fp32 tokens a thread
-_MEAN, _LEAVE_ONE_OUT, _NONE = (tl.constexpr(index) for index in range(3))  # baselines, and so scales:
-_GROUP, _BATCH = tl.constexpr(0), tl.constexpr(1)
-# Rows of the statistics of each sequence, fp64.
-_VALID, _COUNT, _TOTAL, _SQUARES, _LEAST, _POSITION, _NORM = (tl.constexpr(row) for row in range(7))
-_STATISTICS = 7
 
 
 class Tokens(NamedTuple):
@@ -184,110 +190,14 @@ def _group_items_fwd_kernel(
             mean += shift * more / together
             count += more
         start -= BLOCK
-    tl.store(statistics_ptr + _VALID * batch, any_valid.to(tl.float64))
-    tl.store(statistics_ptr + _COUNT * batch, count)
-    tl.store(statistics_ptr + _TOTAL * batch, mean * count)
-    tl.store(statistics_ptr + _SQUARES * batch, squares)
+    tl.store(statistics_ptr + VALID * batch, any_valid.to(tl.float64))
+    tl.store(statistics_ptr + COUNT * batch, count)
+    tl.store(statistics_ptr + TOTAL * batch, mean * count)
+    tl.store(statistics_ptr + SQUARES * batch, squares)
     if IS_MIN_FORM:
-        tl.store(statistics_ptr + _LEAST * batch, least)
-        tl.store(statistics_ptr + _POSITION * batch, position.to(tl.float64))
-        tl.store(statistics_ptr + _NORM * batch, norm)
-
-
-@triton.jit
-def _items_of(statistics_ptr, rewards_ptr, sequences, inside, batch, OF_TOKENS: tl.constexpr):
-    """Count, sum and squares of the sequences' scores, or of their outcomes, in fp64."""
-    valid = tl.load(statistics_ptr + _VALID * batch + sequences, mask=inside, other=0.0)
-    if OF_TOKENS:
-        count = tl.load(statistics_ptr + _COUNT * batch + sequences, mask=inside, other=0.0)
-        total = tl.load(statistics_ptr + _TOTAL * batch + sequences, mask=inside, other=0.0)
-        squares = tl.load(statistics_ptr + _SQUARES * batch + sequences, mask=inside, other=0.0)
-    else:
-        count = valid
-        total = tl.where(valid != 0, tl.load(rewards_ptr + sequences, mask=inside, other=0).to(tl.float64), 0.0)
-        squares = tl.zeros_like(valid)
-    return count, total, squares
-
-
-@triton.jit
-def _compare(
-    comparisons_ptr,
-    statistics_ptr,
-    rewards_ptr,
-    groups_ptr,
-    batch,
-    BASELINE: tl.constexpr,
-    SCALE: tl.constexpr,
-    OF_TOKENS: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-):
-    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    groups = tl.load(groups_ptr + rows, mask=rows < batch, other=0)
-    own = _items_of(statistics_ptr, rewards_ptr, rows, rows < batch, batch, OF_TOKENS)
-    count = tl.zeros([ROWS], tl.float64)
-    total = tl.zeros([ROWS], tl.float64)
-    batch_count = tl.full([], 0.0, tl.float64)
-    batch_total = tl.full([], 0.0, tl.float64)
-    for start in range(0, batch, COLUMNS):
-        columns = start + tl.arange(0, COLUMNS)
-        inside = columns < batch
-        others = tl.load(groups_ptr + columns, mask=inside, other=0)
-        counts, totals, _ = _items_of(statistics_ptr, rewards_ptr, columns, inside, batch, OF_TOKENS)
-        same = (groups[:, None] == others[None, :]) & inside[None, :]  # [ROWS, COLUMNS]
-        count += tl.sum(tl.where(same, counts[None, :], 0.0), 1)
-        total += tl.sum(tl.where(same, totals[None, :], 0.0), 1)
-        batch_count += tl.sum(counts, 0)
-        batch_total += tl.sum(totals, 0)
-    means = total / tl.maximum(count, 1.0)
-    centre = tl.zeros([ROWS], tl.float64)
-    if BASELINE != _NONE:
-        centre = means
-    if BASELINE == _LEAVE_ONE_OUT:
-        others_count = count - own[0]
-        centre = tl.where(others_count > 0, (total - own[1]) / tl.maximum(others_count, 1.0), means)
-    factor = tl.full([ROWS], 1.0, tl.float64)
-    if SCALE != _NONE:
-        squares = tl.zeros([ROWS], tl.float64)
-        if SCALE == _BATCH:
-            count = tl.zeros([ROWS], tl.float64) + batch_count
-            means = tl.zeros([ROWS], tl.float64) + batch_total / tl.maximum(batch_count, 1.0)
-        for start in range(0, batch, COLUMNS):
-            columns = start + tl.arange(0, COLUMNS)
-            inside = columns < batch
-            others = tl.load(groups_ptr + columns, mask=inside, other=0)
-            counts, totals, squares_of = _items_of(statistics_ptr, rewards_ptr, columns, inside, batch, OF_TOKENS)
-            same = (groups[:, None] == others[None, :]) & inside[None, :]
-            if SCALE == _BATCH:
-                same = same | inside[None, :]
-            shifts = (totals / tl.maximum(counts, 1.0))[None, :] - means[:, None]
-            squares += tl.sum(tl.where(same, squares_of[None, :] + counts[None, :] * shifts * shifts, 0.0), 1)
-        deviation = tl.sqrt(squares / tl.maximum(count - 1.0, 1.0)) + 1e-6
-        factor = tl.where(count > 1, 1.0 / deviation, 1.0)
-    first = 2 * batch if OF_TOKENS else 0
-    tl.store(comparisons_ptr + first + rows, centre, mask=rows < batch)
-    tl.store(comparisons_ptr + first + batch + rows, factor, mask=rows < batch)
-
-
-@triton.jit(do_not_specialize=["batch"])
-def _group_compare_fwd_kernel(
-    comparisons_ptr,  # [4, batch] fp64: centre and factor of outcomes, centre and factor of scores
-    statistics_ptr,  # [7, batch] fp64
-    rewards_ptr,  # [batch]
-    groups_ptr,  # [batch]
-    batch,
-    HAS_SCORES: tl.constexpr,
-    BASELINE: tl.constexpr,
-    SCALE: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-):
-    """centre: the mean over the group, or over its other sequences; factor: 1 / (standard deviation + 1e-6)"""
-    HAS_OUTCOMES: tl.constexpr = rewards_ptr is not None
-    if HAS_OUTCOMES:
-        _compare(comparisons_ptr, statistics_ptr, rewards_ptr, groups_ptr, batch, BASELINE, SCALE, False, ROWS, COLUMNS)
-    if HAS_SCORES:
-        _compare(comparisons_ptr, statistics_ptr, rewards_ptr, groups_ptr, batch, BASELINE, SCALE, True, ROWS, COLUMNS)
+        tl.store(statistics_ptr + LEAST * batch, least)
+        tl.store(statistics_ptr + POSITION * batch, position.to(tl.float64))
+        tl.store(statistics_ptr + NORM * batch, norm)
 
 
 @triton.jit(do_not_specialize=["size", "length", "batch"])
@@ -323,9 +233,9 @@ def _group_advantages_fwd_kernel(
     position = tl.full([], 0, tl.int64)
     norm = tl.full([], 1.0, tl.float64)
     if IS_MIN_FORM:
-        least = tl.load(statistics_ptr + _LEAST * batch + sequence)
-        position = tl.load(statistics_ptr + _POSITION * batch + sequence).to(tl.int64)
-        norm = tl.load(statistics_ptr + _NORM * batch + sequence)
+        least = tl.load(statistics_ptr + LEAST * batch + sequence)
+        position = tl.load(statistics_ptr + POSITION * batch + sequence).to(tl.int64)
+        norm = tl.load(statistics_ptr + NORM * batch + sequence)
     centre = tl.full([], 0.0, tl.float64)
     factor = tl.full([], 1.0, tl.float64)
     if HAS_REWARDS:
@@ -380,7 +290,7 @@ def group_advantages(
     length = size // batch
     tokens = Tokens(flat(token_rewards), flat(segment_ids), flags(mask))
     rewards, groups, cu_seqlens = flat(rewards), flat(groups), flat(cu_seqlens)
-    statistics = torch.empty(_STATISTICS, batch, dtype=torch.float64, device=like.device)
+    statistics = torch.empty(STATISTICS, batch, dtype=torch.float64, device=like.device)
     comparisons = torch.empty(4, batch, dtype=torch.float64, device=like.device)
     block = min(max(triton.next_power_of_2(length), blocks.min_block), blocks.max_block)
     constants = {

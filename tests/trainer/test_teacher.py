@@ -16,7 +16,7 @@ from fgrl import TeacherReward  # noqa: E402
 from fgrl.trainer.sampling import Completions  # noqa: E402
 
 # A token's reward is its advantage: no discounting, no critic's part, no KL to the start.
-BARE = {"whiten_advantages": False, "gamma": 0.0, "lam": 0.0, "kl_coef": 0.0}
+BARE = {"whiten_advantages": False, "gamma": 0.0, "lam": 0.0, "reward_kl_coef": 0.0}
 
 
 def teacher_of(model: Any, seed: int, hidden_size: int = 16) -> Any:

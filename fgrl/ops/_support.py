@@ -1,4 +1,5 @@
-"""The operator behind `linear_logprobs(support_ids=)`: K vocabulary rows of the head a token instead of all of them.
+"""K vocabulary rows of the head a token instead of all of them: `linear_logprobs(support_ids=)`, and `linear_topk_kl`
+where nothing but the listed tokens counts.
 
 With `z [K]` the logits of the tokens that the sampler had kept, biased, soft-capped and divided by the temperature,
 
@@ -41,7 +42,7 @@ def support_logprobs(hidden: Tensor, weight: Tensor, targets: Tensor, *rest: Any
     return logprobs, entropy
 
 
-class _Chunk(NamedTuple):
+class SupportChunk(NamedTuple):
     """Some rows, and what they have gathered."""
 
     rows: slice | Tensor
@@ -56,13 +57,13 @@ class _Chunk(NamedTuple):
     """`[R, K]`: whether it is a listed token of this process's part of the vocabulary."""
     is_target: Tensor
     """`[R, K]`"""
-    logprobs: Tensor
-    """`[R, K]`: of the listed tokens among themselves, -inf where none is listed."""
+    z: Tensor
+    """`[R, K]`: logits of the listed tokens, -inf where none is listed."""
     cap_grad: Tensor | None
     """`[R, K]`: derivative of the soft-cap."""
 
 
-class _SupportRows:
+class SupportRows:
     """The rows of one call that its mask selects, a chunk of them at a time."""
 
     def __init__(
@@ -85,12 +86,12 @@ class _SupportRows:
             count, max(numbers, 1), dtype.itemsize, budget_bytes(hidden.device), "cpu"
         )
 
-    def chunks(self) -> Iterator[_Chunk]:
+    def chunks(self) -> Iterator[SupportChunk]:
         for start in range(0, self.all.count, max(self._at_once, 1)):
             end = min(start + self._at_once, self.all.count)
             yield self._gather(slice(start, end) if self.all.selected is None else self.all.selected[start:end])
 
-    def _gather(self, rows: slice | Tensor) -> _Chunk:
+    def _gather(self, rows: slice | Tensor) -> SupportChunk:
         head, softcap, bias = self.all.head, self.all.softcap, self.all.bias
         hidden = head.operand(self.all.hidden[rows]).to(head.dtype)
         listed = self._ids[rows].long()
@@ -107,9 +108,45 @@ class _SupportRows:
             cap_grad = 1 - (z / softcap).square()
         z = torch.where(is_here, z / self.all.temperature, 0)
         self.all.reduce(z, "SUM")
-        logprobs = torch.log_softmax(torch.where(listed >= 0, z, -math.inf), dim=1)
+        z = torch.where(listed >= 0, z, -math.inf)
         is_target = listed == self.all.targets[rows][:, None]
-        return _Chunk(rows, hidden, weight, ids, is_here, is_target, logprobs, cap_grad)
+        return SupportChunk(rows, hidden, weight, ids, is_here, is_target, z, cap_grad)
+
+
+class SupportGradients:
+    """Gradients by hidden states, head and bias, as far as they are `wanted`, gathered chunk by chunk."""
+
+    def __init__(self, rows: SupportRows, wants: list[bool]) -> None:
+        self._rows, self._wants = rows.all, wants
+        hidden, weight = rows.all.hidden, rows.all.head.weight
+        shapes = [hidden.shape, weight.shape, weight.shape[:1]]
+        self._grads = [
+            hidden.new_zeros(shape if wanted else 0, dtype=rows.all.head.dtype)
+            for shape, wanted in zip(shapes, wants, strict=True)
+        ]
+
+    def add(self, chunk: SupportChunk, z_grad: Tensor) -> None:
+        """Take in a chunk, given the gradient by its z `[R, K]`. What it has gathered is overwritten."""
+        z_grad = z_grad / self._rows.temperature
+        if chunk.cap_grad is not None:
+            z_grad = z_grad * chunk.cap_grad
+        z_grad = torch.where(chunk.is_here, z_grad, 0)
+        ids = chunk.ids.reshape(-1)
+        if self._wants[0]:
+            by_hidden = torch.bmm(z_grad[:, None], chunk.weight)[:, 0]
+            self._rows.reduce(by_hidden, "SUM")
+            self._grads[0][chunk.rows] = by_hidden
+        if self._wants[1]:
+            torch.mul(z_grad[:, :, None], chunk.hidden[:, None], out=chunk.weight)
+            _add_rows(self._grads[1], ids, chunk.weight.reshape(ids.numel(), -1))
+        if self._wants[2]:
+            _add_rows(self._grads[2], ids, z_grad.reshape(-1))
+
+    def result(self, shape: torch.Size, dtypes: list[torch.dtype]) -> tuple[Tensor, ...]:
+        """By hidden in the `shape` of the input, weight and bias; empty where they are not wanted."""
+        if self._wants[0]:
+            self._grads[0] = self._grads[0].reshape(shape)
+        return tuple(grad.to(dtype) for grad, dtype in zip(self._grads, dtypes, strict=True))
 
 
 def _entropy(logprobs: Tensor) -> Tensor:
@@ -117,51 +154,34 @@ def _entropy(logprobs: Tensor) -> Tensor:
 
 
 def _forward(hidden: Tensor, weight: Tensor, targets: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    rows = _SupportRows(hidden, weight, targets, *rest)
+    rows = SupportRows(hidden, weight, targets, *rest)
     logprobs, entropy = rows.all.empty(), rows.all.empty()
     for chunk in rows.chunks():
-        logprobs[chunk.rows] = torch.where(chunk.is_target, chunk.logprobs, 0).sum(1)
-        entropy[chunk.rows] = _entropy(chunk.logprobs)
+        listed = chunk.z.log_softmax(1)
+        logprobs[chunk.rows] = torch.where(chunk.is_target, listed, 0).sum(1)
+        entropy[chunk.rows] = _entropy(listed)
         del chunk  # what it has gathered is not needed beside the next one's
     return logprobs.reshape(targets.shape), entropy.reshape(targets.shape)
 
 
 def _backward(hidden: Tensor, weight: Tensor, targets: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     *inputs, logprobs_grad, entropy_grad, wants = rest
-    rows = _SupportRows(hidden, weight, targets, *inputs)
-    head = rows.all.head
-    shapes = [rows.all.hidden.shape, head.weight.shape, head.weight.shape[:1]]
-    grads = [
-        hidden.new_zeros(shape if wanted else 0, dtype=head.dtype) for shape, wanted in zip(shapes, wants, strict=True)
-    ]
+    rows = SupportRows(hidden, weight, targets, *inputs)
+    gradients = SupportGradients(rows, wants)
     for chunk in rows.chunks():
-        z_grad = _gradient(chunk, logprobs_grad, entropy_grad) / rows.all.temperature
-        if chunk.cap_grad is not None:
-            z_grad *= chunk.cap_grad
-        z_grad = torch.where(chunk.is_here, z_grad, 0)
-        ids = chunk.ids.reshape(-1)
-        if wants[0]:
-            by_hidden = torch.bmm(z_grad[:, None], chunk.weight)[:, 0]
-            rows.all.reduce(by_hidden, "SUM")
-            grads[0][chunk.rows] = by_hidden
-        if wants[1]:
-            torch.mul(z_grad[:, :, None], chunk.hidden[:, None], out=chunk.weight)
-            _add_rows(grads[1], ids, chunk.weight.reshape(ids.numel(), -1))
-        if wants[2]:
-            _add_rows(grads[2], ids, z_grad.reshape(-1))
+        gradients.add(chunk, _gradient(chunk, logprobs_grad, entropy_grad))
         del chunk
-    if wants[0]:
-        grads[0] = grads[0].reshape(hidden.shape)
-    return tuple(grad.to(dtype) for grad, dtype in zip(grads, dtypes(hidden, weight, rows.all.bias), strict=True))
+    return gradients.result(hidden.shape, dtypes(hidden, weight, rows.all.bias))
 
 
-def _gradient(chunk: _Chunk, logprobs_grad: Tensor | None, entropy_grad: Tensor | None) -> Tensor:
+def _gradient(chunk: SupportChunk, logprobs_grad: Tensor | None, entropy_grad: Tensor | None) -> Tensor:
     """By z `[R, K]`."""
-    p, result = chunk.logprobs.exp(), torch.zeros_like(chunk.logprobs)
+    logprobs = chunk.z.log_softmax(1)
+    p, result = logprobs.exp(), torch.zeros_like(logprobs)
     if logprobs_grad is not None:
         result += logprobs_grad.reshape(-1)[chunk.rows][:, None] * (chunk.is_target.to(p.dtype) - p)
     if entropy_grad is not None:
-        surprise = torch.where(torch.isneginf(chunk.logprobs), 0, chunk.logprobs + _entropy(chunk.logprobs)[:, None])
+        surprise = torch.where(torch.isneginf(logprobs), 0, logprobs + _entropy(logprobs)[:, None])
         result -= entropy_grad.reshape(-1)[chunk.rows][:, None] * p * surprise
     return result
 

@@ -34,7 +34,7 @@ def topk_divergence(
 
     Args:
         student: `[R, K]`, z of the listed tokens, -inf where none is listed.
-        rest: `[R]`, log of the sum of e^z over all other tokens.
+        rest: `[R]`, log of the sum of e^z over all other tokens; of no effect with "renormalize".
         teacher: `[R, K]`, log-probabilities, -inf where none is listed.
         tail: one of `TAILS`.
         divergence: one of `DIVERGENCES`.

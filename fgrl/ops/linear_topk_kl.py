@@ -23,6 +23,7 @@ from fgrl.ops._linear import (
     saved_dtypes,
 )
 from fgrl.ops._linear_checks import check_head, check_sampling, check_vocabulary, linear_options
+from fgrl.ops._support import SupportGradients, SupportRows
 from fgrl.ops._topk import TAILS, ListedTokens, topk_divergence
 from fgrl.ops.linear_ppo_loss import token_shares
 from fgrl.types import Aggregation, Divergence, LinearKL, Tail, compute_dtype
@@ -65,7 +66,7 @@ def linear_topk_kl(
         ignore       the terms of the K tokens are summed, and the rest is left out: no divergence, it can be negative
 
     The student's logits exist for one chunk of rows at a time, and gradients are computed along with the loss: three
-    matrix products in all.
+    matrix products in all. With "renormalize" there are none: each token gathers K vocabulary rows of the head.
 
     Args:
         hidden: `[N, D]` or `[B, T, D]`; the student's states at the positions that predict the tokens.
@@ -179,6 +180,8 @@ def _forward(
     options, rest = LinearOptions(*rest[:_LINEAR_OPTIONS]), rest[_LINEAR_OPTIONS:]
     divergence, beta, tail, *aggregation, wants = rest
     none = hidden.new_full(hidden.shape[:-1], -1, dtype=torch.int64)  # no row has a target
+    if TAILS[tail] == "renormalize":
+        return _renormalized(hidden, weight, none, teacher_ids, teacher_logprobs, bias, mask, options, *rest)
     rows = LinearRows(hidden, weight, none, bias, mask, options._replace(shard=None))
     kl = rows.empty()
     gradients = Gradients(rows, wants, saved_dtypes(hidden, weight, bias))
@@ -200,6 +203,36 @@ def _forward(
     if deferred_scale is not None:
         loss = loss * deferred_scale
     return loss, kl.reshape(none.shape), *gradients.result(hidden.shape, deferred_scale)
+
+
+def _renormalized(
+    hidden: Tensor,
+    weight: Tensor,
+    none: Tensor,
+    teacher_ids: Tensor,
+    teacher_logprobs: Tensor,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    options: LinearOptions,
+    *rest: Any,
+) -> tuple[Tensor, ...]:
+    """Over the K tokens alone, so from their vocabulary rows alone."""
+    divergence, beta, tail, *aggregation, wants = rest
+    ids = torch.where(torch.isneginf(teacher_logprobs), -1, teacher_ids)
+    rows = SupportRows(hidden, weight, none, ids, bias, mask, *options)
+    kl, gradients = rows.all.empty(), SupportGradients(rows, wants)
+    shares, _ = token_shares(none, kl, mask, aggregation, False)  # gradients are summed in the dtype of the computation
+    for chunk in rows.chunks():
+        teacher = teacher_logprobs.reshape(-1, ids.shape[-1])[chunk.rows].to(kl.dtype)
+        values = topk_divergence(
+            chunk.z, torch.zeros_like(chunk.z[:, 0]), teacher, TAILS[tail], DIVERGENCES[divergence], beta
+        )
+        kl[chunk.rows] = values.divergence
+        if any(wants):
+            gradients.add(chunk, values.by_listed * shares.reshape(-1)[chunk.rows, None])
+        del chunk  # what it has gathered is not needed beside the next one's
+    loss = (kl * shares.reshape(-1)).sum()
+    return loss, kl.reshape(none.shape), *gradients.result(hidden.shape, saved_dtypes(hidden, weight, bias))
 
 
 implement("linear_topk_kl", _forward)

@@ -20,6 +20,7 @@ _COMMANDS = {
     "demo": "fgrl.cli.demo",
     "import": "fgrl.cli.import_edits",
     "export": "fgrl.cli.export_tasks",
+    "inspect": "fgrl.cli.inspect_edits",
     "align": "fgrl.cli.align",
     "train-reward": "fgrl.cli.train_reward",
     "train-ppo": "fgrl.cli.train_ppo",

@@ -222,7 +222,7 @@ def open_binary(path: str | os.PathLike[str]) -> BinaryIO:
 def parse_line(line: bytes) -> Any:
     """Decode one JSON line, or raise `ValueError` with what is wrong."""
     try:
-        return json.loads(line.decode("utf-8"), object_pairs_hook=_unique)
+        return _DECODER.decode(line.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise ValueError(f"the line is not UTF-8 ({error.reason} at byte {error.start}); it must be") from error
     except json.JSONDecodeError as error:
@@ -239,6 +239,9 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"field {twice!r} is there twice in one object")
     return row
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique)  # made once: `json.loads` makes one a line
 
 
 @contextmanager

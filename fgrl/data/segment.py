@@ -32,6 +32,9 @@ _WORD = re.compile(
     "|[^ ]"
 )
 
+# The same for text in ASCII, which needs no classes: several times as fast.
+_ASCII_WORD = re.compile(r"[A-Za-z0-9_]+(?:(?:(?<=[0-9])[.,](?=[0-9])|(?<=[A-Za-z_])'(?=[A-Za-z_]))[A-Za-z0-9_]+)*|\S")
+
 
 class _Classes(dict[int, str]):
     """Code point to class, for `str.translate`; worked out when a character is first seen."""
@@ -57,6 +60,8 @@ def word_ranges(text: str) -> list[tuple[int, int]]:
         >>> [text[start:end] for start, end in word_ranges(text)]
         ["It's", '3.14', ',', 'not', 'pi', '.']
     """
+    if text.isascii():
+        return [match.span() for match in _ASCII_WORD.finditer(text)]
     ranges: list[tuple[int, int]] = []
     for match in _WORD.finditer(text.translate(_CLASSES)):
         if match["dictionary"]:
@@ -64,6 +69,18 @@ def word_ranges(text: str) -> list[tuple[int, int]]:
         else:
             ranges.append(match.span())
     return ranges
+
+
+def words(text: str) -> list[str]:
+    """The words and punctuation marks of `text`: the text of each of its `word_ranges`.
+
+    Example:
+        >>> words("It's 3.14.")
+        ["It's", '3.14', '.']
+    """
+    if text.isascii():
+        return _ASCII_WORD.findall(text)
+    return [text[start:end] for start, end in word_ranges(text)]
 
 
 def _dictionary_words(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:

@@ -42,8 +42,8 @@ class Shape(NamedTuple):
 
 
 SHAPES = [
-    Shape(model, vocabulary, width, 4, prompt, 512 - prompt)
-    for model, vocabulary, width in (("SmolLM2-135M", 49152, 576), ("Qwen2.5-0.5B", 151936, 896))
+    Shape(model, vocabulary, width, batch, prompt, 512 - prompt)
+    for model, vocabulary, width, batch in (("SmolLM2-135M", 49152, 576, 2), ("Qwen2.5-0.5B", 151936, 896, 1))
     for prompt in (1, 256)
 ]
 
@@ -105,12 +105,17 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    rows = [measure(shape, options.rounds) for shape in SHAPES if options.vocabulary in (None, shape.vocabulary)]
-    for row in rows:
+    rows = []
+    for shape in SHAPES:
+        if options.vocabulary not in (None, shape.vocabulary):
+            continue
+        row = measure(shape, options.rounds)
+        rows.append(row)
         times, peaks = row["seconds"], row["peak_bytes"]
         print(
             f"{row['shape']}: {times['trl']:.2f} s -> {times['fgrl']:.2f} s ({times['trl'] / times['fgrl']:.2f}x), "
-            f"{peaks['trl'] / 2**20:.0f} MiB -> {peaks['fgrl'] / 2**20:.0f} MiB ({peaks['trl'] / peaks['fgrl']:.1f}x)"
+            f"{peaks['trl'] / 2**20:.0f} MiB -> {peaks['fgrl'] / 2**20:.0f} MiB ({peaks['trl'] / peaks['fgrl']:.1f}x)",
+            flush=True,
         )
     if options.out is not None:
         environment = timing.environment("trl", "transformers")

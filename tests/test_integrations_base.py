@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import runpy
 import subprocess
 import sys
 import types
+import zipfile
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -138,3 +141,68 @@ def test_a_patch_is_undone_when_its_block_fails() -> None:
     with pytest.raises(ZeroDivisionError), Patch("ours", [Replacement(host, "loss", max)]):
         raise ZeroDivisionError
     assert host.loss is abs
+
+
+RUN = Path(__file__).parent / "integrations" / "run.py"
+
+
+def _wheel(folder: Path, name: str) -> None:
+    """An empty package."""
+    with zipfile.ZipFile(folder / f"{name}-1.0-py3-none-any.whl", "w") as wheel:
+        info = f"{name}-1.0.dist-info"
+        wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        wheel.writestr(
+            f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        wheel.writestr(f"{info}/RECORD", "")
+
+
+@pytest.mark.parametrize(
+    ("registry", "may_be_gone", "outcome"),
+    [("answers", True, "gone"), ("answers", False, "failed"), ("silent", True, "failed")],
+    ids=["the host is gone", "something else is gone", "no registry"],
+)
+def test_only_a_host_that_the_registry_lost_is_skipped(
+    registry: str, may_be_gone: bool, outcome: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """pip says "No matching distribution" in all three cases; the registry is a folder here."""
+    run = runpy.run_path(str(RUN))
+    packages = tmp_path / "packages"
+    packages.mkdir()
+    if registry == "answers":
+        _wheel(packages, "pip")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(packages))
+    environment = tmp_path / "environment"
+    (environment / "bin").mkdir(parents=True)
+    python = environment / "bin" / "python"
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
+    wanted = run["GoneFromRegistry"] if outcome == "gone" else SystemExit
+    with pytest.raises(
+        wanted, match="No matching distribution found for trl==1.16.0" if outcome == "gone" else "failed"
+    ):
+        run["pip"](
+            environment, "install", "-q", "--target", str(tmp_path / "out"), "trl==1.16.0", may_be_gone=may_be_gone
+        )
+
+
+def test_a_host_that_is_gone_is_a_printed_skip_and_a_failed_test_fails(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    run = runpy.run_path(str(RUN))
+
+    def gone(host: str, cache: Path) -> Path:
+        raise run["GoneFromRegistry"]("No matching distribution found for trl==1.16.0")
+
+    names = run["main"].__globals__
+    monkeypatch.setattr(sys, "argv", ["run.py", "trl", str(tmp_path), "-k", "nothing_is_called_so"])
+    monkeypatch.setitem(names, "prepared", gone)
+    assert run["main"]() == 0
+    assert "SKIPPED: the tests of trl did not run: No matching distribution" in capsys.readouterr().out
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text("#!/bin/sh\nexit 5\n")
+    python.chmod(0o755)
+    monkeypatch.setitem(names, "prepared", lambda host, cache: tmp_path)
+    assert run["main"]() == 5

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import end_to_end, tables, timing
+from benchmarks.integrations.report import hosts_section, trl_section
 from benchmarks.results import COMMITTED, Results, newest
 from fgrl.data.output import write_text
 from fgrl.demo.report import policy_rows, win_rows
@@ -180,6 +181,7 @@ def _source(name: str, results: Results) -> str:
 
 SECTIONS: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {
+        "hosts": hosts_section,
         "demo": demo_section,
         "align_edits": align_section,
         "ops-cpu": lambda: ops_section("cpu"),
@@ -188,6 +190,7 @@ SECTIONS: dict[str, dict[str, Callable[[], str]]] = {
         "step-gpu": lambda: step_section("gpu"),
     },
     "docs/benchmarks.md": {"full-cpu": lambda: full_section("cpu"), "full-gpu": lambda: full_section("gpu")},
+    "docs/integrations.md": {"trl": trl_section},
 }
 
 

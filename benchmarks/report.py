@@ -181,8 +181,8 @@ def _source(name: str, results: Results) -> str:
 
 SECTIONS: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {
-        "hosts": hosts_section,
         "demo": demo_section,
+        "hosts": hosts_section,
         "align_edits": align_section,
         "ops-cpu": lambda: ops_section("cpu"),
         "ops-gpu": lambda: ops_section("gpu"),

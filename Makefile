@@ -12,8 +12,11 @@ HOSTS := $(sort $(filter-out %.no-deps,$(basename $(notdir $(wildcard requiremen
 CLANG ?= clang++
 FUZZ_SECONDS ?= 60
 FUZZ_FLAGS := -std=c++20 -O1 -g -fno-sanitize-recover=all -Icsrc
-# Thousands of small calls each: the kernels of these ops are interpreted by their files in tests/kernels alone.
-NOT_INTERPRETED := $(addprefix --ignore=tests/ops/test_,group_advantages.py linear_kl.py policy_losses.py)
+# Files of tests/ops that run on interpreted kernels too. Of group_advantages, linear_kl and the policy losses, thousands
+# of small calls each, tests/kernels alone interprets the kernels.
+INTERPRETED := $(patsubst %,tests/ops/test_%.py,edit_preference_loss fused_losses gae layouts library linear_autocast \
+  linear_chunks linear_logprobs linear_ppo_loss ppo_loss ppo_loss_batches token_advantages token_reward_head \
+  value_checks value_loss whiten)
 FUZZ_SOURCE := tests/csrc/align_edits_fuzz.cpp
 EXTENSION := setup.py pyproject.toml $(wildcard csrc/* csrc/*/*)
 
@@ -24,7 +27,7 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
-	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/python -m pytest -n $(WORKERS) tests/kernels tests/ops $(NOT_INTERPRETED)
+	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/python -m pytest -n $(WORKERS) tests/kernels $(INTERPRETED)
 
 # Real packages of the hosts: `make test-integration-trl` for one of them. One that the registry no longer has is a printed skip.
 test-integrations: $(HOSTS:%=test-integration-%)

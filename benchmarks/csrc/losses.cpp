@@ -18,6 +18,25 @@ static void ppo_loss() {
   measured([&] { loss = FGRL_DISPATCH(ppo_block, float)(of, weighting, 0, size, nullptr).values[0]; });
 }
 
+// Both passes over four sequences, with importance weights of sequences.
+static void sequence_loss(PolicyLoss loss) {
+  const int64_t offsets[] = {0, 1000, 1500, 3000, TOKENS_A_BLOCK};
+  const int64_t size = TOKENS_A_BLOCK;
+  const std::vector<float> logprobs = numbers(size), old = numbers(size), advantages = numbers(size);
+  const std::vector<float> rollout = numbers(size);
+  std::vector<float> gradient(logprobs.size());
+  PPOArguments<float> of{};
+  of.logprobs = logprobs.data(), of.old_logprobs = old.data(), of.advantages = advantages.data();
+  of.rollout_logprobs = rollout.data(), of.importance_level = ImportanceLevel::GEOMETRIC, of.importance_cap = 2;
+  of.policy_loss = loss, of.ratio_low = loss == PolicyLoss::GMPO ? -0.2f : 0.8f;
+  of.ratio_high = loss == PolicyLoss::GMPO ? 0.2f : 1.2f, of.dual_clip = 3, of.logprobs_grad = gradient.data();
+  const Weighting<float> weighting{};
+  volatile double total;
+  measured([&] {
+    total = FGRL_DISPATCH(ppo_sequences, float)(of, weighting, {4, 0, offsets, true}, 0, 4, nullptr).values[0];
+  });
+}
+
 static void value_loss() {
   const int64_t size = TOKENS_A_BLOCK;
   const std::vector<float> values = numbers(size), old = numbers(size), returns = numbers(size);
@@ -48,5 +67,9 @@ static void edit_preference_loss() {
 }
 
 int main(int argc, char** argv) {
-  return run(argc, argv, {{"ppo_loss", ppo_loss}, {"value_loss", value_loss}, {"edit_preference_loss", edit_preference_loss}});
+  return run(argc, argv, {{"ppo_loss", ppo_loss},
+                          {"ppo_loss, gspo", [] { sequence_loss(PolicyLoss::GSPO); }},
+                          {"ppo_loss, gmpo", [] { sequence_loss(PolicyLoss::GMPO); }},
+                          {"value_loss", value_loss},
+                          {"edit_preference_loss", edit_preference_loss}});
 }

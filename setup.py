@@ -18,6 +18,7 @@ PACKAGES = [
     "fgrl.data.formats",
     "fgrl.data.inspection",
     "fgrl.demo",
+    "fgrl.edits",
     "fgrl.integrations",
     "fgrl.integrations.trl",
     "fgrl.integrations.verl",
@@ -62,7 +63,7 @@ def extension_arguments() -> dict:
 setup(
     packages=PACKAGES,
     package_dir={"fgrl.kernels": "kernels"},
-    package_data={"fgrl": ["py.typed"]},
+    package_data={"fgrl": ["py.typed"], "fgrl.edits": ["templates/*.txt"]},
     include_package_data=False,
     **extension_arguments(),
 )

@@ -45,6 +45,7 @@ with zipfile.ZipFile(wheels[0]) as wheel, TemporaryDirectory() as folder:
         r"fgrl/py\.typed",
         r"fgrl/kernels/__init__\.py",
         r"fgrl/_C\.abi3\.so",
+        r"fgrl/edits/templates/text\.txt",
         r".*dist-info/licenses/LICENSE",
     ):
         assert any(re.fullmatch(needed, name) for name in names), f"{needed} is missing"

@@ -18,6 +18,7 @@ from fgrl.cli._errors import leave_closed_pipe, user_error
 _COMMANDS = {
     "doctor": "fgrl.cli.doctor",
     "demo": "fgrl.cli.demo",
+    "edit": "fgrl.cli.edit",
     "import": "fgrl.cli.import_edits",
     "export": "fgrl.cli.export_tasks",
     "inspect": "fgrl.cli.inspect_edits",

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import os
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from fgrl.cli._common import UsageError, parse_columns, require
 from fgrl.cli._errors import usable
+from fgrl.cli._functions import load_function
 from fgrl.cli._models import load_reward_model
 from fgrl.cli._numbers import integer, number
 from fgrl.cli._training import (
@@ -131,7 +128,7 @@ def _trainer(args: argparse.Namespace, config: FineGrainedPPOConfig) -> FineGrai
         )
         check_same_vocabulary(tokenizer, reward_tokenizer)
         rewards.append(reward_model)
-    rewards += [_load_function(name) for name in args.reward_function or []]
+    rewards += [load_function("--reward-function", name) for name in args.reward_function or []]
     reference = value_model = None
     if args.ref_model:
         with usable("--ref-model", args.ref_model):
@@ -161,28 +158,6 @@ def _taken(config: FineGrainedPPOConfig, option: str) -> str | None:
     dtype: str | None = getattr(config, option)
     setattr(config, option, None)
     return dtype
-
-
-def _load_function(name: str) -> Any:
-    module, separator, function = name.partition(":")
-    if not separator:
-        raise UsageError(f"--reward-function is {name!r}; it must be MODULE:FUNCTION")
-    try:
-        with _current_folder_importable():
-            return getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise UsageError(f"--reward-function {name} cannot be loaded: {error}") from error
-
-
-@contextmanager
-def _current_folder_importable() -> Iterator[None]:
-    """As for `python -m`: an installed script has its own folder on `sys.path`, not the one it is called from."""
-    folder = os.getcwd()
-    sys.path.insert(0, folder)
-    try:
-        yield
-    finally:
-        sys.path.remove(folder)
 
 
 def _report(trainer: FineGrainedPPOTrainer, metrics: dict[str, Any], out: str) -> None:

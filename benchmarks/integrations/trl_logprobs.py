@@ -44,7 +44,7 @@ class Shape(NamedTuple):
 SHAPES = [
     Shape(model, vocabulary, width, batch, prompt, 512 - prompt)
     for model, vocabulary, width, batch in (("SmolLM2-135M", 49152, 576, 2), ("Qwen2.5-0.5B", 151936, 896, 1))
-    for prompt in (1, 256)
+    for prompt in (256, 1)
 ]
 
 
@@ -105,25 +105,26 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    rows = []
     for shape in SHAPES:
-        if options.vocabulary not in (None, shape.vocabulary):
-            continue
-        row = measure(shape, options.rounds)
-        rows.append(row)
-        times, peaks = row["seconds"], row["peak_bytes"]
-        print(
-            f"{row['shape']}: {times['trl']:.2f} s -> {times['fgrl']:.2f} s ({times['trl'] / times['fgrl']:.2f}x), "
-            f"{peaks['trl'] / 2**20:.0f} MiB -> {peaks['fgrl'] / 2**20:.0f} MiB ({peaks['trl'] / peaks['fgrl']:.1f}x)",
-            flush=True,
-        )
-    if options.out is not None:
-        environment = timing.environment("trl", "transformers")
-        environment |= {"date": datetime.now(timezone.utc).date().isoformat(), "device": environment["cpu"]}
-        measured = {row["shape"] for row in rows}
-        kept = results.load(options.out).get("trl_logprobs", []) if options.out.exists() else []
-        rows = [row for row in kept if row["shape"] not in measured] + rows
-        results.update(options.out, environment=environment, trl_logprobs=rows)
+        if options.vocabulary in (None, shape.vocabulary):
+            row = measure(shape, options.rounds)
+            times, peaks = row["seconds"], row["peak_bytes"]
+            print(
+                f"{row['shape']}: {times['trl']:.2f} s -> {times['fgrl']:.2f} s ({times['trl'] / times['fgrl']:.2f}x), "
+                f"{peaks['trl'] / 2**20:.0f} -> {peaks['fgrl'] / 2**20:.0f} MiB ({peaks['trl'] / peaks['fgrl']:.1f}x)",
+                flush=True,
+            )
+            if options.out is not None:
+                save(row, options.out)
+
+
+def save(row: dict[str, Any], path: Path) -> None:
+    """Put a measurement into the file, in place of an older one of its shape."""
+    environment = timing.environment("trl", "transformers")
+    environment |= {"date": datetime.now(timezone.utc).date().isoformat(), "device": environment["cpu"]}
+    kept = results.load(path).get("trl_logprobs", []) if path.exists() else []
+    rows = [*(other for other in kept if other["shape"] != row["shape"]), row]
+    results.update(path, environment=environment, trl_logprobs=sorted(rows, key=lambda row: row["shape"]))
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ class FineGrainedGRPOTrainer(GRPOTrainer):
         self._prompt_ids: Sequence[Sequence[int]] = []
         self._returned: list[TokenRewards] = []
         self._has_tokens = torch.zeros(0, dtype=torch.bool)
-        self._totals: Tensor | None = None
+        self._rewards = torch.zeros(0, 0)
         super().__init__(model, reward_funcs, *args, **kwargs)
         for index, function in enumerate(self.reward_funcs):
             if isinstance(function, TokenRewardModel):
@@ -98,12 +98,12 @@ class FineGrainedGRPOTrainer(GRPOTrainer):
             rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         finally:
             self.reward_funcs = functions
-        weights = weights.to(rewards.device)
-        self._totals = torch.where(rewards.isnan().all(1), torch.nan, (rewards * weights).nansum(1))
-        # TRL takes the weights next, for the outcomes: token rewards have no part in those.
-        self._has_tokens = self._which_return_tokens()
-        self.reward_weights = weights.masked_fill(self._has_tokens, 0.0)
-        return rewards
+        self._rewards, self._has_tokens = rewards, self._which_return_tokens()
+        # TRL makes outcomes of these next: token rewards have no part in them, and a completion that has token rewards
+        # alone has no outcome, unless none has.
+        self.reward_weights = weights.to(rewards.device).masked_fill(self._has_tokens, 0.0)
+        no_outcome = rewards[:, ~self._has_tokens].isnan().all(1)
+        return rewards if no_outcome.all() else rewards.masked_fill(no_outcome[:, None], torch.nan)
 
     def _which_return_tokens(self) -> Tensor:
         """Which reward functions returned token rewards, on any process: bool `[F]`.
@@ -158,7 +158,7 @@ class FineGrainedGRPOTrainer(GRPOTrainer):
         first, length = self.accelerator.process_index * len(mask), mask.shape[1]
         local = advantages[first : first + len(mask), :length]
         output["advantages"] = output["advantages"][:, None] * mask + local
-        self._log_totals(mode, size)
+        self._log_rewards(mode, size)
         self._log_mean_advantages(output["advantages"], mask)
 
     def _local_token_rewards(self, length: int) -> tuple[Tensor, Tensor]:
@@ -175,15 +175,19 @@ class FineGrainedGRPOTrainer(GRPOTrainer):
     def _gather(self, rows: Tensor) -> Tensor:
         return self.accelerator.gather(self.accelerator.pad_across_processes(rows, dim=1))
 
-    def _log_totals(self, mode: str, group_size: int) -> None:
+    def _log_rewards(self, mode: str, group_size: int) -> None:
         """TRL's metrics of the rewards, token rewards included by their sums."""
-        assert self._totals is not None
-        deviations = nanstd(self._totals.view(-1, group_size), dim=1) if group_size > 1 else torch.zeros(1)
+        rewards = self._rewards
+        weighted = (rewards * self.reward_weights.to(rewards.device)).nansum(1)
+        totals = torch.where(rewards.isnan().all(1), torch.nan, weighted)
+        deviations = nanstd(totals.view(-1, group_size), dim=1) if group_size > 1 else torch.zeros(1)
         metrics = {
-            "reward": self._totals.nanmean(),
-            "reward_std": nanstd(self._totals),
+            "reward": totals.nanmean(),
+            "reward_std": nanstd(totals),
             "frac_reward_zero_std": torch.isclose(deviations, torch.zeros_like(deviations)).float().mean(),
         }
+        for name, column in zip(self.reward_func_names, rewards.unbind(1), strict=True):
+            metrics |= {f"rewards/{name}/mean": column.nanmean(), f"rewards/{name}/std": nanstd(column)}
         for name, value in metrics.items():
             self._metrics[mode][name][-1] = value.item()
 

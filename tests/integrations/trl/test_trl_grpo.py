@@ -151,6 +151,26 @@ def test_weights_add_up_functions_and_none_is_no_opinion(
     assert trainer.reward_funcs == [length, even, outcome]
 
 
+def test_a_completion_without_an_outcome_stays_out_of_the_baseline_though_its_tokens_are_scored(
+    tiny_checkpoint: Path, tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    """As in TRL without token rewards; those are all equal here, so that they add nothing."""
+
+    def partly(completion_ids: Any, **_: Any) -> list[Any]:
+        return [None if i in (1, 6) else reward for i, reward in enumerate(outcome(completion_ids))]
+
+    def level(completion_ids: Any, **_: Any) -> list[Any]:
+        return [[0.5] * len(ids) for ids in completion_ids]
+
+    _, stock = scored(partly, tiny_checkpoint, tiny_tokenizer, tmp_path)
+    trainer, output = scored([level, partly], tiny_checkpoint, tiny_tokenizer, tmp_path)
+    wanted = stock["advantages"][:, None] * output["completion_mask"] * output["tool_mask"]
+    assert wanted.any()
+    torch.testing.assert_close(output["advantages"], wanted)
+    metrics = trainer._metrics["train"]
+    assert metrics["rewards/level/mean"][-1] == pytest.approx(sum(0.5 * len(ids) for ids in IDS) / 8)
+
+
 def test_metrics_keep_trls_names_and_count_a_list_by_its_sum(
     tiny_checkpoint: Path, tiny_tokenizer: Any, tmp_path: Path
 ) -> None:

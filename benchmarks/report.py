@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import end_to_end, tables, timing
-from benchmarks.integrations.report import hosts_section, trl_section
+from benchmarks.integrations.report import hosts_section, trl_section, verl_section
 from benchmarks.results import COMMITTED, Results, newest
 from fgrl.data.output import write_text
 from fgrl.demo.report import policy_rows, win_rows
@@ -190,7 +190,7 @@ SECTIONS: dict[str, dict[str, Callable[[], str]]] = {
         "step-gpu": lambda: step_section("gpu"),
     },
     "docs/benchmarks.md": {"full-cpu": lambda: full_section("cpu"), "full-gpu": lambda: full_section("gpu")},
-    "docs/integrations.md": {"trl": trl_section},
+    "docs/integrations.md": {"trl": trl_section, "verl": verl_section},
 }
 
 

@@ -18,7 +18,7 @@ def hosts_section() -> str:
         ["[TRL](docs/integrations.md#trl) 1.16", "`FineGrainedGRPOTrainer` for `GRPOTrainer`, or `patch_logprobs()`",
          "token rewards in GRPO; log-probabilities without logits", _trl_figure()],
         ["[verl](docs/integrations.md#verl) 0.9.1", "`...model.external_lib=fgrl.integrations.verl`",
-         "token rewards; GAE, losses and a head without logits", _gae_figure("verl")],
+         "token rewards; GAE, losses and a head without logits", _verl_figure()],
         ["[OpenRLHF](docs/integrations.md#openrlhf) 0.11.2", "`python -m fgrl.integrations.openrlhf` for its launcher",
          "token rewards; GAE and losses that skip holes", _gae_figure("OpenRLHF")],
         ["[your own loop](docs/integrations.md#a-plain-loop)", "`fgrl.ops.<op>(...)`", "one op at a time",
@@ -40,10 +40,37 @@ def trl_section() -> str:
         [
             "The log-probability step of GRPO: forward and backward pass of the fused head with entropy, fp32, a "
             "backbone of one narrow layer included. Medians of the thread's own time in interleaved rounds on one "
-            "thread; peaks of the resident set beyond what was there before.",
+            "thread, beside other work on the machine; peaks of the resident set beyond what was there before.",
             tables.markdown(tables.Table(header, rows, [])),
             f"Source: [`benchmarks/results/{name}`]({{root}}benchmarks/results/{name}): {timing.processor(where)}, "
             f"torch {where['torch']}, TRL {where['trl']}, commit {where['commit']}.",
+        ]
+    )
+
+
+def verl_section() -> str:
+    """What the adapter replaces in verl, against verl's own."""
+    found = newest("verl_functions")
+    if found is None:
+        return _MISSING.replace("trl_logprobs", "verl_functions").replace("TRL", "verl")
+    name, results = found
+    rows = []
+    for row in results["verl_functions"]:
+        seconds, peaks = row["seconds"], row["peak_bytes"]
+        times = [tables.time(seconds["verl"]), tables.time(seconds["fgrl"])]
+        ratio = f"{tables.digits(seconds['verl'] / seconds['fgrl'])}x"
+        sizes = [tables.size(peaks["verl"]), tables.size(peaks["fgrl"])]
+        rows.append([f"`{row['function']}`", row["shape"], *times, ratio, *sizes])
+    where = results["environment"]
+    header = ["function", "shape", "verl", "fgrl", "faster", "verl's peak", "fgrl's peak"]
+    return "\n\n".join(
+        [
+            "Each function of verl and what takes its place, fp32: `gae` is all that the driver computes of a batch; "
+            "losses and head are forward and backward. Medians of the thread's own time in interleaved rounds on one "
+            "thread, beside other work on the machine; peaks of the resident set beyond what was there before.",
+            tables.markdown(tables.Table(header, rows, [])),
+            f"Source: [`benchmarks/results/{name}`]({{root}}benchmarks/results/{name}): {timing.processor(where)}, "
+            f"torch {where['torch']}, verl {where['verl']}, commit {where['commit']}.",
         ]
     )
 
@@ -72,6 +99,18 @@ def _trl_figure() -> str:
     vocabularies = " and ".join(str(size) for size in sorted({row["vocabulary"] for row in rows}))
     gains = f"{_range(memory)} less memory, {_range(time)} faster than TRL's"
     return f"log-probability step at V = {vocabularies}, CPU: {gains}"
+
+
+def _verl_figure() -> str:
+    found = newest("verl_functions")
+    row = None
+    if found is not None:
+        rows = found[1]["verl_functions"]
+        row = next((row for row in rows if (row["function"], row["shape"]) == ("gae", "256x8192")), None)
+    if row is None:
+        return _gae_figure("verl")
+    times = row["seconds"]
+    return f"driver's GAE of 256 x 8192: {tables.digits(times['verl'] / times['fgrl'])}x faster than verl's"
 
 
 def _gae_figure(peer: str) -> str:

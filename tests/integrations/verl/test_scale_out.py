@@ -163,3 +163,24 @@ def test_three_steps_are_those_of_verl(inputs: Path, tmp_path: Path) -> None:
     apart = max((weight - expected[name]).abs().max() for name, weight in after.items())
     assert moved > 1e-3
     assert apart < 1e-3 * moved
+
+
+def test_three_steps_with_token_rewards(inputs: Path, tmp_path: Path) -> None:
+    """The rewards that reach the advantages are those of the function, each at its token."""
+    metrics = run(
+        inputs,
+        tmp_path / "dense",
+        *FGRL,
+        "reward.custom_reward_function.name=token_rewards",
+        "reward.reward_manager.source=importlib",
+        "reward.reward_manager.name=DenseRewardManager",
+        "reward.reward_manager.module.path=pkg://fgrl.integrations.verl.rewards",
+        modules="cpu_platform,recorder",
+    )
+    rewards, mask = torch.load(tmp_path / "dense" / "rewards.pt")
+    valid = mask.bool()
+    assert valid.sum() > 8 * 8
+    assert set(rewards[valid].tolist()) == {-1.5, -0.5, 0.5, 1.5, 2.5}
+    assert not rewards[~valid].any()
+    assert metrics["critic/score/mean"][-1] == pytest.approx(rewards.sum(1).mean().item(), abs=1e-5)
+    assert all(value > 0 for value in metrics["critic/grad_norm"] + metrics["actor/grad_norm"])

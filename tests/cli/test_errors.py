@@ -290,10 +290,18 @@ def test_a_console_of_another_encoding_shows_escapes(encoding: str, tmp_path: Pa
     assert "is not a file" in done.stderr.decode(encoding)
 
 
+def _with_signals() -> None:
+    """In the child: `nohup`, and a shell that puts a job into the background, have children ignore these two."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def test_an_interrupt_is_one_line(tmp_path: Path) -> None:
     fifo = tmp_path / "pairs.yaml"
     os.mkfifo(fifo)
-    process = subprocess.Popen(_command("doctor", "--config", fifo), stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        _command("doctor", "--config", fifo), stderr=subprocess.PIPE, text=True, preexec_fn=_with_signals
+    )
     with open(fifo, "w"):  # opens once the command reads its configuration
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate()
@@ -321,6 +329,7 @@ raise SystemExit(main(["doctor"]))
 def test_a_signal_to_end_leaves_the_old_output_and_no_draft(number: signal.Signals, tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     out.write_text("old")
-    done = subprocess.run([sys.executable, "-c", _STUCK, out, str(int(number))], stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, "-c", _STUCK, out, str(int(number))]
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, preexec_fn=_with_signals)
     assert (done.returncode, done.stderr, out.read_text()) == (128 + number, "", "old")
     assert list(tmp_path.iterdir()) == [out]

@@ -134,7 +134,7 @@ def _completion(body: str) -> Answer:
         usage = found.get("usage") or {}
         tokens = usage.get("total_tokens")
         if not isinstance(text, str):
-            raise TypeError("its content is no text")
+            raise TypeError("content is not text; it must be")
         if not isinstance(tokens, int) or isinstance(tokens, bool):
             tokens = len(body) // 4  # a server that does not count
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:

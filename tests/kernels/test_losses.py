@@ -46,7 +46,7 @@ def check(name: str, shape: tuple[int, ...], device: torch.device, aggregation: 
 @pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
 @pytest.mark.parametrize("name", ["ppo_loss", "value_loss"])
 def test_edges_of_blocks(name: str, size: int, aggregation: str, device: torch.device) -> None:
-    shape = (2, size)
+    shape = (6, size)  # rows enough that PyTorch's error in the sum is not 0 by luck
     check(name, shape, device, aggregation, mask=make_mask("holes", shape))
 
 

@@ -95,7 +95,7 @@ def _token_reward_head_fwd_kernel(
     at = row[:, None] * HEADS + head[None, :]
     inside = (row < rows)[:, None] & (head < HEADS)[None, :]
     if HAS_NORM:
-        rstd = tl.rsqrt(tl.sum(squares, 1) / WIDTH + NORM_EPS)
+        rstd = tl.rsqrt(tl.sum(squares, 1) / max(WIDTH, 1) + NORM_EPS)
         tl.store(rstd_ptr + row, rstd, mask=row < rows)
         scores *= rstd[:, None]
         tl.store(scores_ptr + at, scores, mask=inside)
@@ -160,7 +160,7 @@ def _token_reward_head_bwd_kernel(
             hidden_grad = tl.sum(grad[:, :, None] * weight[None, :, :], 1)  # [BLOCK_N, BLOCK_D]
             if HAS_NORM:
                 scores = tl.load(scores_ptr + at, mask=has_grad, other=0)
-                norm_factor = rstd * (tl.sum(grad * scores, 1) / WIDTH)
+                norm_factor = rstd * (tl.sum(grad * scores, 1) / max(WIDTH, 1))
                 hidden_grad = rstd[:, None] * (hidden_grad - norm_factor[:, None] * hidden)
             tl.store(hidden_grad_ptr + row[:, None] * WIDTH + column[None, :], hidden_grad, mask=inside)
     if SUMS_HIDDEN:
@@ -315,9 +315,10 @@ def token_reward_head_backward(
     block_k = triton.next_power_of_2(heads)
     # Two tiles of so many numbers stay in registers, and a thread has all heads of its columns.
     tile = _TILE // 8 if dtype == torch.float64 else _TILE
-    block_d = min(tile // block_k, triton.next_power_of_2(width), max_columns)
+    # Hidden states may have no width, and the bias a gradient all the same.
+    block_d = min(tile // block_k, triton.next_power_of_2(max(width, 1)), max_columns)
     block_n = min(4, 64 // block_k)
-    columns = triton.cdiv(width, block_d)
+    columns = max(triton.cdiv(width, block_d), 1)
     if max_programs is None:
         max_programs = _PROGRAMS_PER_MULTIPROCESSOR * multiprocessors(hidden.device)
     parts = min(triton.cdiv(max_programs, columns), triton.cdiv(flat.shape[0], block_n))
@@ -345,7 +346,7 @@ def token_reward_head_backward(
             **FUSION,
         )
         if sums_hidden or needs_bias:
-            _token_reward_head_weight_bwd_kernel[(triton.cdiv(width, _SUM_COLUMNS) if sums_hidden else 1,)](
+            _token_reward_head_weight_bwd_kernel[(max(triton.cdiv(width, _SUM_COLUMNS), 1) if sums_hidden else 1,)](
                 weight_grad,
                 bias_grad,
                 norm_weight_grad,

@@ -95,7 +95,7 @@ def assert_as_accurate(ours: Tensor, baseline: Tensor, exact: Tensor, *, eps: fl
     if exact.numel() == 0:
         return
     error, allowed = (ours.double() - exact).abs(), (baseline.double() - exact).abs()
-    ulp = 2**-23 * float(exact.abs().max())
+    ulp = 2**-23 * float(exact.detach().abs().max())
     assert error.max() <= 2 * allowed.max() + max(eps, ulp), (
         f"{message}: max {error.max():.3e}, allowed {allowed.max():.3e}"
     )

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from benchmarks import tables, timing
 from benchmarks.results import Results, newest
 
 _MIB = 2**20
-_MISSING = "No result yet. `python -m benchmarks.integrations.trl_logprobs --out FILE` measures, in TRL's environment."
+_CONDITIONS = (
+    "Medians of the thread's own time in interleaved rounds on one thread, beside other work on the machine; peaks "
+    "of the resident set beyond what was there before."
+)
 
 
 def hosts_section() -> str:
@@ -29,50 +33,52 @@ def hosts_section() -> str:
 
 def trl_section() -> str:
     """TRL's log-probability step, stock and patched."""
-    found = newest("trl_logprobs")
-    if found is None:
-        return _MISSING
-    name, results = found
-    rows = [_trl_row(row) for row in results["trl_logprobs"]]
-    where = results["environment"]
-    header = ["head", "sequences x (prompt + completion)", "TRL", "fgrl", "faster", "TRL's peak", "fgrl's peak", "less"]
-    return "\n\n".join(
-        [
-            "The log-probability step of GRPO: forward and backward pass of the fused head with entropy, fp32, a "
-            "backbone of one narrow layer included. Medians of the thread's own time in interleaved rounds on one "
-            "thread, beside other work on the machine; peaks of the resident set beyond what was there before.",
-            tables.markdown(tables.Table(header, rows, [])),
-            f"Source: [`benchmarks/results/{name}`]({{root}}benchmarks/results/{name}): {timing.processor(where)}, "
-            f"torch {where['torch']}, TRL {where['trl']}, commit {where['commit']}.",
-        ]
+    return _section(
+        "trl_logprobs",
+        "TRL",
+        "The log-probability step of GRPO: forward and backward pass of the fused head with entropy, fp32, a backbone "
+        "of one narrow layer included.",
+        ["head", "sequences x (prompt + completion)", "TRL", "fgrl", "faster", "TRL's peak", "fgrl's peak", "less"],
+        _trl_row,
     )
 
 
 def verl_section() -> str:
     """What the adapter replaces in verl, against verl's own."""
-    found = newest("verl_functions")
+    return _section(
+        "verl_functions",
+        "verl",
+        "Each function of verl and what takes its place, fp32: `gae` is all that the driver computes of a batch; "
+        "losses and head are forward and backward.",
+        ["function", "shape", "verl", "fgrl", "faster", "verl's peak", "fgrl's peak"],
+        _verl_row,
+    )
+
+
+def _section(part: str, host: str, what: str, header: list[str], row: Callable[[dict[str, Any]], list[str]]) -> str:
+    """The newest result that has a `part`: what was measured and how, the table, and its source."""
+    found = newest(part)
     if found is None:
-        return _MISSING.replace("trl_logprobs", "verl_functions").replace("TRL", "verl")
+        command = f"python -m benchmarks.integrations.{part} --out FILE"
+        return f"No result yet. `{command}` measures, in {host}'s environment."
     name, results = found
-    rows = []
-    for row in results["verl_functions"]:
-        seconds, peaks = row["seconds"], row["peak_bytes"]
-        times = [tables.time(seconds["verl"]), tables.time(seconds["fgrl"])]
-        ratio = f"{tables.digits(seconds['verl'] / seconds['fgrl'])}x"
-        sizes = [tables.size(peaks["verl"]), tables.size(peaks["fgrl"])]
-        rows.append([f"`{row['function']}`", row["shape"], *times, ratio, *sizes])
     where = results["environment"]
-    header = ["function", "shape", "verl", "fgrl", "faster", "verl's peak", "fgrl's peak"]
     return "\n\n".join(
         [
-            "Each function of verl and what takes its place, fp32: `gae` is all that the driver computes of a batch; "
-            "losses and head are forward and backward. Medians of the thread's own time in interleaved rounds on one "
-            "thread, beside other work on the machine; peaks of the resident set beyond what was there before.",
-            tables.markdown(tables.Table(header, rows, [])),
+            f"{what} {_CONDITIONS}",
+            tables.markdown(tables.Table(header, [row(entry) for entry in results[part]], [])),
             f"Source: [`benchmarks/results/{name}`]({{root}}benchmarks/results/{name}): {timing.processor(where)}, "
-            f"torch {where['torch']}, verl {where['verl']}, commit {where['commit']}.",
+            f"torch {where['torch']}, {host} {where[host.lower()]}, commit {where['commit']}.",
         ]
     )
+
+
+def _verl_row(row: dict[str, Any]) -> list[str]:
+    seconds, peaks = row["seconds"], row["peak_bytes"]
+    times = [tables.time(seconds["verl"]), tables.time(seconds["fgrl"])]
+    ratio = f"{tables.digits(seconds['verl'] / seconds['fgrl'])}x"
+    sizes = [tables.size(peaks["verl"]), tables.size(peaks["fgrl"])]
+    return [f"`{row['function']}`", row["shape"], *times, ratio, *sizes]
 
 
 def _trl_row(row: dict[str, Any]) -> list[str]:

@@ -11,13 +11,10 @@ from fgrl.data.output import write_text
 from fgrl.demo.report import policy_rows, win_rows
 from fgrl.demo.samples import Sample, ScoredText
 from fgrl.demo.svg import line_chart
+from fgrl.pages.document import document, table
 
 _STYLE = """
-body { font: 16px/1.6 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1c1e21; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .6rem 0; }
-th, td { padding: .25rem .8rem; text-align: right; border-bottom: 1px solid #d8dbe0; }
-th:first-child, td:first-child { text-align: left; }
 .note { color: #555c66; font-size: .92rem; } .warning { background: #fff3d6; padding: .4rem .8rem; }
 .charts { display: flex; flex-wrap: wrap; gap: 1rem; }
 .sample { border-top: 1px solid #d8dbe0; padding: .8rem 0; }
@@ -37,21 +34,11 @@ def write_page(path: Path, report: Mapping[str, Any], samples: Sequence[Sample])
 def render(report: Mapping[str, Any], samples: Sequence[Sample]) -> str:
     """The page as text."""
     warned = "".join(f'<p class="warning">Warning: {escape(sentence)}.</p>' for sentence in report["warnings"])
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>fgrl demo, seed {report["seed"]}</title>
-<style>{_STYLE}</style>
-</head>
-<body>
-<h1>From minimal edits to a fine-grained policy</h1>
+    body = f"""<h1>From minimal edits to a fine-grained policy</h1>
 {_introduction(report)}
 <h2>Policies on {report["prompts"]} held-out prompts</h2>
-{_table(*policy_rows(report))}
-{_table(["win rate", ""], [list(row) for row in win_rows(report)])}
+{table(*policy_rows(report))}
+{table(["win rate", ""], [list(row) for row in win_rows(report)])}
 {warned}
 {_how_judged(report)}
 <h2>Training</h2>
@@ -65,12 +52,10 @@ def render(report: Mapping[str, Any], samples: Sequence[Sample]) -> str:
 change. Point at a token for its reward.</p>
 {_heat_map(samples)}
 <h2>Time and versions</h2>
-{_table(["stage", "seconds"], [[name, f"{value:.1f}"] for name, value in report["seconds_per_stage"].items()])}
+{table(["stage", "seconds"], [[name, f"{value:.1f}"] for name, value in report["seconds_per_stage"].items()])}
 <p class="note">{report["seconds"]:.0f} s in all; {escape(_versions(report))}. Every setting is in
-<code>report.json</code>.</p>
-</body>
-</html>
-"""
+<code>report.json</code>.</p>"""
+    return document(f"fgrl demo, seed {report['seed']}", body, style=_STYLE)
 
 
 def _introduction(report: Mapping[str, Any]) -> str:
@@ -134,13 +119,7 @@ def _reward_table(report: Mapping[str, Any]) -> str:
     note = """<p class="note">Pairs that answer held-out prompts. Pair accuracy: how often the edited response scores
 above the original. Edit AUC: how well the reward of a token tells the tokens that were edited away from those that were
 kept.</p>"""
-    return _table(["level", "pair accuracy", "edit AUC"], rows) + note
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
-    body = "\n".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<table>\n<tr>{head}</tr>\n{body}\n</table>"
+    return table(["level", "pair accuracy", "edit AUC"], rows) + note
 
 
 def _heat_map(samples: Sequence[Sample]) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fgrl import _settings
 from fgrl.ops import _checks, _values
 from fgrl.ops._linear import LinearOptions
 from fgrl.types import autocast_dtype
@@ -83,6 +84,8 @@ def check_support(
     _checks.check_device("support_ids", support_ids, "targets", targets)
     if support_ids.dtype not in (torch.int32, torch.int64):
         raise ValueError(f"support_ids has dtype {support_ids.dtype}; it must be int32 or int64")
+    if _settings.checks == "off":
+        return  # what is checked below is sorted and compared first
     rows = None if mask is None else mask[..., None].expand(support_ids.shape)
     bound = None if shard is None else shard[1]
     whole = f"[0, {weight.shape[0]})" if shard is None else "that of all processes"

@@ -98,7 +98,7 @@ class SupportRows:
         ids = listed if self.options.shard is None else listed - self.options.shard[0]
         is_here = (listed >= 0) & (ids >= 0) & (ids < head.weight.shape[0])
         ids = torch.where(is_here, ids, 0)
-        weight = head.weight[ids].to(head.operands).to(head.dtype)
+        weight = head.weight[ids].to(head.dtype)
         z = torch.bmm(weight, hidden[:, :, None])[:, :, 0]
         if bias is not None:
             z = z + bias.to(z.dtype)[ids]
